@@ -1,0 +1,53 @@
+# make study   the whole study: environment, dvc repro, tables              make smoke   the same, tiny, in a throw-away clone
+# make test    environment, chapters and tests                              make tables  render the tables again from reports/
+# make lab     the book in JupyterLab                                       make clean   remove what the study made
+SHELL := bash
+TABLES := table_overlap table_sizes table_multitask figure_learning
+# The first Python that is new enough; `make PYTHON=…` chooses another.
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help study test smoke tables lab clean
+help:
+	@head -3 $(firstword $(MAKEFILE_LIST)) | sed 's/^# //'
+
+study: .venv/ready
+	@echo "make study: dvc repro runs what is out of date (nothing is: seconds; empty cache: see README.md)"
+	dvc repro
+	@cat reports/table_multitask.md
+	@printf '\nmake study: written to reports/\n'; ls reports/table_*.md reports/figure_*.png
+
+test: .venv/ready
+	@echo "make test: chapters, then properties, parity and the pipeline"
+	python -m pytest
+
+smoke: .venv/ready
+	bash .ci/smoke
+
+tables: .venv/ready
+	@echo "make tables: from the metrics in reports/, without data, weights or training"
+	dvc repro --single-item --force views $(TABLES)
+	@ls reports/table_*.md reports/figure_*.png
+
+lab: .venv/lab
+	jupyter lab nbs
+
+clean:
+	@echo "make clean: removing build, executed, runs and data; dvc repro brings them back from DVC's cache"
+	rm -rf build executed runs data
+	@echo "make clean: kept .venv and .dvc/cache; remove them by hand to begin from nothing"
+
+.venv/ready: constraints.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; install one, or say make PYTHON=/path/to/python"; exit 1; }
+	@echo "make: building .venv with $$($(PYTHON) --version), once, about two minutes"
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet $$(grep '^torch==' constraints.txt)
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[study,dev]'
+	.venv/bin/pip check
+	@touch $@
+
+.venv/lab: .venv/ready
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[lab]'
+	@touch $@

@@ -1,0 +1,145 @@
+"""Cleaning: whatever the overlaps, nothing leaks afterwards, nothing is lost without need, and test sets stay."""
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vl12in1 import cleaning
+from vl12in1.tasks import TASKS
+
+CORPORA = [task.corpus for task in TASKS.values()] + ["conceptual_captions"]
+
+image = st.builds("{}:{}".format, st.sampled_from(["coco", "visual_genome", "flickr30k"]), st.integers(0, 12))
+
+
+def example_frame(images):
+    return pd.DataFrame({"uid": [str(i) for i in range(len(images))], "images": images, "text": "…"})
+
+
+def frames_of(structure):
+    return {corpus: {split: example_frame(images) for split, images in splits.items()}
+            for corpus, splits in structure.items()}
+
+
+examples = st.lists(st.one_of(st.tuples(image), st.tuples(image, image)), max_size=8)
+structures = st.dictionaries(st.sampled_from(CORPORA), st.fixed_dictionaries(
+    {"train": examples, "val": examples}, optional={"test": examples}), min_size=1, max_size=5)
+
+
+def everything(structure, splits):
+    return {key for corpus in structure.values() for split in splits for keys in corpus.get(split, ()) for key in keys}
+
+
+@given(structures)
+@settings(max_examples=40, deadline=None)
+def test_nothing_leaks_after_cleaning(structure):
+    cleaned = cleaning.clean(frames_of(structure))
+    cleaning.check_clean(cleaned)
+    assert cleaning.leaks(cleaned).empty
+    remaining = {corpus: {split: list(frame["images"]) for split, frame in splits.items()}
+                 for corpus, splits in cleaned.items()}
+    assert not everything(remaining, ("train", "val")) & everything(structure, ("test",))
+
+
+@given(structures)
+@settings(max_examples=40, deadline=None)
+def test_only_leaking_examples_go_and_order_stays(structure):
+    cleaned, held_out = cleaning.clean(frames_of(structure)), everything(structure, ("test",))
+    for corpus, splits in structure.items():
+        for split in ("train", "val"):
+            kept = [str(i) for i, keys in enumerate(splits[split]) if held_out.isdisjoint(keys)]
+            assert cleaned[corpus][split]["uid"].tolist() == kept
+            assert isinstance(cleaned[corpus][split].index, pd.RangeIndex)
+
+
+@given(structures)
+@settings(max_examples=40, deadline=None)
+def test_cleaning_twice_is_cleaning_once_and_test_is_untouched(structure):
+    frames = frames_of(structure)
+    once, before = cleaning.clean(frames), frames_of(structure)
+    twice = cleaning.clean(once)
+    for corpus, splits in frames.items():
+        assert set(once[corpus]) == set(splits)
+        for split in splits:
+            pd.testing.assert_frame_equal(twice[corpus][split], once[corpus][split])
+            pd.testing.assert_frame_equal(frames[corpus][split], before[corpus][split])
+        if "test" in splits:
+            pd.testing.assert_frame_equal(once[corpus]["test"], before[corpus]["test"])
+
+
+@given(structures)
+@settings(max_examples=40, deadline=None)
+def test_the_check_finds_exactly_the_leaks(structure):
+    frames = frames_of(structure)
+    found = cleaning.leaks(frames)
+    shared = everything(structure, ("train", "val")) & everything(structure, ("test",))
+    assert set(found["image"]) == shared and not found.duplicated().any()
+    if shared:
+        with pytest.raises(cleaning.LeakError, match="drop them with `clean`") as error:
+            cleaning.check_clean(frames)
+        assert all(task in str(error.value) for task in found["task"])
+    else:
+        cleaning.check_clean(frames)
+
+
+@given(structures)
+@settings(max_examples=40, deadline=None)
+def test_overlap_is_counted_as_defined(structure):
+    frames = frames_of({corpus: splits | {"test": splits.get("test", [])} for corpus, splits in structure.items()})
+    counts, share = cleaning.overlap_counts(frames), cleaning.overlap_matrix(frames)
+    assert list(counts.index) == list(counts.columns) == list(TASKS) == list(share.index) == list(share.columns)
+    for row, tested in TASKS.items():
+        for column, learner in TASKS.items():
+            if tested.corpus not in structure or learner.corpus not in structure:
+                assert np.isnan(counts.loc[row, column]) and np.isnan(share.loc[row, column])
+                continue
+            held_out = everything({"": structure[tested.corpus]}, ("test",))
+            common = len(held_out & everything({"": structure[learner.corpus]}, ("train", "val")))
+            assert counts.loc[row, column] == common
+            expected = 100 * common / len(held_out) if held_out else np.nan
+            assert share.loc[row, column] == pytest.approx(expected, nan_ok=True)
+
+
+@given(st.sets(image))
+@settings(max_examples=40, deadline=None)
+def test_the_list_survives_its_file(tmp_path_factory, images):
+    path = tmp_path_factory.getbasetemp() / "clean" / "test_images.json"
+    cleaning.save_images(images, path)
+    first = path.read_bytes()
+    assert cleaning.load_images(path) == images
+    cleaning.save_images(sorted(images, reverse=True), path)
+    assert path.read_bytes() == first
+
+
+def test_keys_with_colons_in_the_id(tmp_path):
+    cleaning.save_images(["web:a:b"], tmp_path / "images.json")
+    assert json.loads((tmp_path / "images.json").read_text()) == {"web": ["a:b"]}
+    assert cleaning.load_images(tmp_path / "images.json") == {"web:a:b"}
+
+
+def test_val_and_pre_training_are_cleaned_too():
+    frames = frames_of({
+        "refcoco": {"train": [("coco:1",)], "val": [("coco:2",)], "test": [("coco:3",), ("flickr30k:9",)]},
+        "vqa": {"train": [("coco:4",)], "val": [("coco:3",)], "test": [("coco:5",)]},
+        "conceptual_captions": {"train": [("flickr30k:9",), ("conceptual_captions:1",)], "val": []}})
+    with pytest.raises(cleaning.LeakError) as error:
+        cleaning.check_clean(frames)
+    assert "vqa val has 1 test images of refcoco: coco:3" in str(error.value)
+    assert "conceptual_captions train has 1 test images of refcoco: flickr30k:9" in str(error.value)
+    cleaned = cleaning.clean(frames)
+    assert [len(cleaned["vqa"]["val"]), len(cleaned["conceptual_captions"]["train"])] == [0, 1]
+
+
+def test_sizes():
+    frames = frames_of({
+        "refcoco": {"train": [("coco:1",), ("coco:1",), ("coco:2",), ("coco:7",)], "val": [], "test": [("coco:3",)]},
+        "vqa": {"train": [("coco:3",)], "val": [("coco:8",), ("coco:2",)], "test": [("coco:2",), ("coco:2",)]}})
+    table = cleaning.sizes(frames, cleaning.clean(frames))
+    assert table.index.tolist() == ["vqa", "refcoco"]
+    assert table.loc["refcoco"].to_dict() == {
+        "train images": 3, "clean train images": 2, "train": 4, "clean train": 3, "lost": 25,
+        "val": 0, "clean val": 0, "test images": 1, "test": 1}
+    assert table.loc["vqa", ["lost", "val", "clean val", "test images", "test"]].tolist() == [100, 2, 1, 1, 2]

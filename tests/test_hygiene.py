@@ -1,0 +1,194 @@
+"""The house rules: chapters and modules belong together, imports go down, committed notebooks are clean.
+
+Each rule is a function from the repository (or a piece of it) to a list of complaints, so that it can be shown a sinner too."""
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY, BOOK = ROOT / "vl12in1", ROOT / "nbs"
+MODULES = sorted(path for path in LIBRARY.rglob("*.py") if path.name != "_modidx.py")
+CHAPTERS = sorted(BOOK.glob("*.ipynb"))
+NOTEBOOKS = CHAPTERS + sorted((BOOK / "study").glob("*.ipynb"))
+FLOORS = {"tasks": 1, "boxes": 1, "corpora": 2, "regions": 2, "model": 2, "cleaning": 3, "training": 3, "study": 4}
+RUNTIME = {"numpy", "pandas", "pyarrow", "torch", "tokenizers", "safetensors", "PIL", "sklearn", "tqdm", "matplotlib", "yaml"}
+
+
+def name_of(path):
+    "vl12in1/corpora/frames.py -> vl12in1.corpora.frames; a package is named after its folder."
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(source, package):
+    "(line, module) of every import in a module of `package`, relative ones made absolute."
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            above = package.split(".")[:len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def package_of(path):
+    return name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
+
+
+def part(module):
+    "The part of the library a module belongs to: corpora for vl12in1.corpora.frames."
+    return module.split(".")[1] if "." in module else ""
+
+
+def cells(notebook, kind="code"):
+    return [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+# --- modules and chapters
+
+def default_exp(notebook):
+    found = re.search(r"^#\|\s*default_exp\s+(\S+)", "\n".join(map(source, cells(notebook))), re.M)
+    return found and LIBRARY.joinpath(*found[1].split(".")).with_suffix(".py")
+
+
+def test_every_chapter_has_its_module():
+    assert [path.name for path in CHAPTERS if not default_exp(path) or not default_exp(path).is_file()] == []
+
+
+def test_every_module_has_its_chapter():
+    exported = {default_exp(path) for path in CHAPTERS}
+    orphans = [path for path in MODULES if path not in exported and path.name != "__init__.py"]
+    bare = [path for path in MODULES if path not in exported and path.name == "__init__.py"]
+    assert [name_of(path) for path in orphans] == []
+    assert [name_of(path) for path in bare if re.sub(r'__version__ = ".*"', "", path.read_text()).strip()] == []
+
+
+def test_two_chapters_do_not_write_the_same_module():
+    targets = [default_exp(path) for path in CHAPTERS]
+    assert len(targets) == len(set(targets))
+
+
+# --- imports
+
+def climbs(source, module, package):
+    "Imports that do not go down: of a higher floor, of another part of the same floor, or across the wall round the world."
+    for line, wanted in imports(source, package):
+        if not wanted.startswith("vl12in1."): continue
+        here, there = part(module), part(wanted)
+        if here == there: continue
+        if "world" in (here, there): yield f"{module}:{line} imports {wanted}: the world stands apart"
+        elif FLOORS[there] >= FLOORS[here]: yield f"{module}:{line} imports {wanted}: not a lower floor"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_down(path):
+    assert list(climbs(path.read_text(), name_of(path), package_of(path))) == []
+
+
+@pytest.mark.parametrize("statement, complaint", [
+    ("from ..training import trainer", "not a lower floor"), ("import vl12in1.regions.store", "not a lower floor"),
+    ("from vl12in1.world import scenes", "stands apart"), ("from .. import study", "not a lower floor")])
+def test_a_climbing_import_is_found(statement, complaint):
+    found = list(climbs(statement, "vl12in1.corpora.frames", "vl12in1.corpora"))
+    assert len(found) == 1 and complaint in found[0]
+
+
+def test_chapters_import_smaller_numbers():
+    number = {default_exp(path): path.name[:2] for path in CHAPTERS}
+    for path, own in number.items():
+        for line, wanted in imports(path.read_text(), package_of(path)):
+            parts = wanted.split(".")
+            for depth in (len(parts), len(parts) - 1):
+                target = ROOT.joinpath(*parts[:depth]).with_suffix(".py")
+                assert number.get(target, "00") <= own, f"{name_of(path)}:{line} (chapter {own}) imports {wanted}"
+
+
+def foreign(source, package):
+    "Top-level names of imported packages that a plain `pip install vl12in1` does not bring."
+    tops = {module.split(".")[0] for _, module in imports(source, package)}
+    return tops - RUNTIME - {"vl12in1"} - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_runtime_needs_only_what_pip_installs(path):
+    lazily = {"vl12in1.study.notebooks": {"papermill", "nbclient"}}
+    assert foreign(path.read_text(), package_of(path)) <= lazily.get(name_of(path), set())
+
+
+def test_a_foreign_import_is_found():
+    assert foreign("import os, nbdev\nfrom fastcore.basics import patch\nimport torch", "vl12in1") == {"nbdev", "fastcore"}
+
+
+def test_the_runner_starts_without_torch_and_papermill():
+    code = "import sys, vl12in1.study.notebooks as _; print({'torch', 'papermill', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+# --- committed notebooks
+
+def dirt(notebook: dict):
+    "What nbdev_clean, papermill or this machine left in a notebook (as JSON)."
+    ids = [cell.get("id") for cell in notebook["cells"]]
+    if None in ids or len(set(ids)) < len(ids): yield "cell ids are missing or repeated"
+    for cell in notebook["cells"]:
+        if extra := set(cell["metadata"]) - {"tags"}: yield f"{cell['id']}: metadata {extra}"
+        if "injected-parameters" in cell["metadata"].get("tags", []): yield f"{cell['id']}: written by papermill"
+        if cell.get("execution_count") is not None: yield f"{cell['id']}: execution count"
+        shown = json.dumps(cell.get("outputs", []))
+        if found := re.search(r"(/home/|/root/|/tmp/|/Users/|/work/|[A-Z]:\\\\)\S*| at 0x[0-9a-f]+", shown):
+            yield f"{cell['id']}: output holds {found[0]!r}"
+    if extra := set(notebook["metadata"]) - {"kernelspec"}: yield f"notebook metadata {extra}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_notebooks_are_clean(path):
+    assert list(dirt(json.loads(path.read_text()))) == []
+
+
+def test_dirt_is_found():
+    output = {"output_type": "stream", "name": "stdout", "text": "<function f at 0x7f00> in /home/somebody/study"}
+    cell = {"id": "a", "metadata": {"papermill": {}}, "execution_count": 3, "outputs": [output]}
+    found = "\n".join(dirt({"cells": [cell, dict(cell, outputs=[])], "metadata": {"papermill": {}}}))
+    for complaint in ("repeated", "metadata {'papermill'}", "execution count", "0x7f00", "notebook metadata"):
+        assert complaint in found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_parameters_cell(path):
+    tagged = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == (1 if path.parent.name == "study" else 0)
+
+
+# --- text
+
+TEXTS = MODULES + NOTEBOOKS + sorted((ROOT / "tests").glob("*.py"))
+
+
+def code_of(path):
+    "The code of a module or of a notebook."
+    return path.read_text() if path.suffix == ".py" else "\n".join(map(source, cells(path)))
+
+
+def prose_of(path):
+    "The text cells of a notebook."
+    return "" if path.suffix == ".py" else "\n".join(map(source, cells(path, "markdown")))
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_lines_fit_the_page(path):
+    assert [line for line in code_of(path).splitlines() if len(line) > 140] == []
+
+
+@pytest.mark.parametrize("path", [path for path in TEXTS if path != Path(__file__)], ids=lambda path: path.name)
+def test_nothing_is_left_for_later(path):
+    assert re.findall(r"\b(?:TODO|FIXME|XXX|HACK|[Ss]implified)\b", code_of(path) + prose_of(path)) == []

@@ -1,0 +1,324 @@
+"""The pipeline: what a stage depends on, what a change reruns, and that parameters arrive.
+
+The graph is read with DVC itself, from the dvc.yaml of this repository; nothing is run but toy notebooks."""
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.repo import Repo
+
+from vl12in1.study.notebooks import NotebookError, check_parameters, code_view, execute, main, settings
+from vl12in1.tasks import TASKS
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDY = sorted((ROOT / "nbs/study").glob("*.ipynb"))
+GRID = yaml.safe_load((ROOT / "params.yaml").read_text())
+PROFILES = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "profiles").glob("*.yaml")}
+
+
+# --- toy notebooks
+
+def notebook(*cells):
+    "Cells as (source, tags…) for code, a plain string for prose."
+    made = [dict(cell_type="markdown", metadata={}, source=cell, id=str(i)) if isinstance(cell, str) else
+            dict(cell_type="code", metadata=dict(tags=list(cell[1:])), source=cell[0], outputs=[], execution_count=None, id=str(i))
+            for i, cell in enumerate(cells)]
+    return json.dumps(dict(cells=made, metadata={}, nbformat=4, nbformat_minor=5))
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    "An empty study in the working directory; returns a function that writes its notebook `toy`."
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "nbs/study").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    path = tmp_path / "nbs/study/toy.ipynb"
+
+    def write(*cells):
+        path.write_text(notebook(*cells))
+        return path
+    return write
+
+
+# --- views
+
+def test_prose_outputs_and_ids_are_not_in_a_view(checkout):
+    before = code_view(checkout("Prose.", ("a = 1", "parameters"), ("a + 1",)))
+    path = checkout("Better prose.", ("a = 1", "parameters"), "More prose.", ("a + 1\n",), ("",))
+    run = json.loads(path.read_text())
+    for number, cell in enumerate(run["cells"]):
+        cell["id"] = f"other-{number}"
+        if cell["cell_type"] == "code": cell |= dict(execution_count=7, outputs=[dict(output_type="stream", name="stdout", text="2")])
+    path.write_text(json.dumps(run))
+    assert code_view(path) == before
+
+
+@pytest.mark.parametrize("changed", [
+    [("a = 2", "parameters"), ("a + 1",)], [("a = 1",), ("a + 1",)], [("a + 1",), ("a = 1", "parameters")],
+    [("a = 1", "parameters"), ("a + 1",), ("b = 2",)], [("a = 1\na + 1", "parameters")]])
+def test_code_tags_and_order_are_in_a_view(checkout, changed):
+    before = code_view(checkout(("a = 1", "parameters"), ("a + 1",)))
+    assert code_view(checkout(*changed)) != before
+
+
+@pytest.mark.parametrize("path", STUDY, ids=lambda path: path.stem)
+def test_prose_of_a_study_notebook_changes_no_view(path, tmp_path):
+    edited = json.loads(path.read_text())
+    for cell in edited["cells"]:
+        if cell["cell_type"] == "markdown": cell["source"] = "Something else."
+    (tmp_path / path.name).write_text(json.dumps(edited))
+    assert code_view(tmp_path / path.name) == code_view(path)
+
+
+# --- parameters
+
+def test_a_value_reaches_the_notebook(checkout, tmp_path):
+    checkout("Title", ("run = 'default'", "parameters"), ("from pathlib import Path; Path('said').write_text(run)",))
+    main(["run", "toy", "run=st_all_refcoco_plus"])
+    assert (tmp_path / "said").read_text() == "st_all_refcoco_plus"
+    assert (tmp_path / "executed/toy@st_all_refcoco_plus.ipynb").is_file()
+
+
+@pytest.mark.parametrize("cells, names, complaint", [
+    ([("run = 1",)], ["run"], "0 cells are tagged"),
+    ([("run = 1", "parameters"), ("x = 1", "parameters")], ["run"], "2 cells are tagged"),
+    ([("run = 1", "parameters")], ["runs"], "no parameter runs"),
+    ([("print('run = 1')", "parameters")], ["run"], "no parameter run")])
+def test_a_parameter_that_would_not_arrive_is_an_error(checkout, cells, names, complaint):
+    path = checkout(*cells)
+    with pytest.raises(ValueError, match=complaint): check_parameters(path, names)
+    with pytest.raises(SystemExit, match=complaint): main(["run", "toy", *(f"{name}=at" for name in names)])
+    assert not (ROOT / "executed/toy@at.ipynb").exists()
+
+
+def test_a_failing_cell_is_reported_with_its_traceback(checkout, tmp_path):
+    checkout(("pass", "parameters"), ("weights = dict()\nweights['trunk']",))
+    with pytest.raises(NotebookError) as failure: execute("toy")
+    message = str(failure.value)
+    assert "KeyError: 'trunk'" in message and "weights['trunk']" in message and "\x1b" not in message
+    assert str(tmp_path / "executed/toy.ipynb") in message and (tmp_path / "executed/toy.ipynb").is_file()
+
+
+def test_an_assignment_without_a_value_is_refused(capsys):
+    with pytest.raises(SystemExit): main(["run", "train", "at"])
+    assert "name=value" in capsys.readouterr().err
+
+
+# --- settings
+
+def profile_files(folder, grid, **profiles):
+    (folder / "profiles").mkdir()
+    (folder / "params.yaml").write_text(yaml.safe_dump(grid))
+    for name, sizes in profiles.items(): (folder / f"profiles/{name}.yaml").write_text(yaml.safe_dump(sizes))
+
+
+def test_settings_merge_the_grid_and_its_profile(checkout, tmp_path):
+    profile_files(tmp_path, dict(profile="small", runs={}), small=dict(world=dict(seed=1)), large=dict(world=dict(seed=2)))
+    assert settings() == dict(profile="small", runs={}, world=dict(seed=1))
+
+
+@pytest.mark.parametrize("grid, complaint", [
+    (dict(profile="huge", runs={}), "no profile 'huge'; there are: small"), (dict(profile="small", world={}), "world")])
+def test_ambiguous_or_unknown_settings_are_errors(checkout, tmp_path, grid, complaint):
+    profile_files(tmp_path, grid, small=dict(world=dict(seed=1)))
+    with pytest.raises(ValueError, match=complaint): settings()
+
+
+def leaves(tree, path=()):
+    if not isinstance(tree, dict): return {path}
+    return set().union({path}, *(leaves(value, path + (key,)) for key, value in tree.items()))
+
+
+def test_profiles_have_the_same_sections():
+    sections = {name: set(sizes) for name, sizes in PROFILES.items()}
+    assert sections["smoke"] == sections["miniature"] == sections["full"]
+    assert {tuple(sorted(sizes["training"])) for sizes in PROFILES.values()} == {tuple(sorted(PROFILES["miniature"]["training"]))}
+
+
+def test_the_grid_is_complete_and_its_names_exist():
+    runs = GRID["runs"]
+    key = lambda row, task: f"{row}_{task.replace('+', '_plus')}"
+    assert list(runs) == [key("st_all", t) for t in TASKS] + [key("st_clean", t) for t in TASKS] + ["at"] + [key("ft", t) for t in TASKS]
+    for name, run in runs.items():
+        assert set(run["tasks"]) <= set(TASKS) and run["data"] in ("all", "clean") and run["init"] in {"scratch", *runs}, name
+        assert all(run["kind"] in sizes["training"] for sizes in PROFILES.values()), name
+    assert runs["at"]["tasks"] == list(TASKS)
+
+
+# --- the graph
+
+@pytest.fixture(scope="module")
+def dvc_copy(tmp_path_factory):
+    "A repository with this one's pipeline files and study notebooks, and no outputs."
+    copy = tmp_path_factory.mktemp("pipeline")
+    for name in ("dvc.yaml", "params.yaml", "data.dvc", ".dvcignore"): shutil.copy(ROOT / name, copy)
+    for name in (".dvc/config", "profiles", "nbs/study"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, copy / name)
+    git(copy, "init", "--quiet")
+    return copy
+
+
+def git(folder, *arguments):
+    subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def graph(dvc_copy):
+    "Stage -> the stages it waits for, by DVC's own reading."
+    with contextlib.chdir(dvc_copy), Repo() as repo:
+        return {stage.addressing: {needed.addressing for needed in repo.index.graph.successors(stage)}
+                for stage in repo.index.stages}
+
+
+@pytest.fixture(scope="module")
+def stages(dvc_copy):
+    "Stage -> its dependencies and outputs, as paths."
+    with contextlib.chdir(dvc_copy), Repo() as repo:
+        return {stage.addressing: ({dep.def_path for dep in stage.deps}, {out.def_path for out in stage.outs})
+                for stage in repo.index.stages}
+
+
+def before(graph, stage):
+    "Everything that has to be done before a stage."
+    return graph[stage].union(*(before(graph, needed) for needed in graph[stage]))
+
+
+def test_every_run_is_a_stage_that_follows_its_parent(graph):
+    for name, run in GRID["runs"].items():
+        parent = run["init"] if run["init"] == "scratch" else f"train@{run['init']}"
+        trained = {needed for needed in graph[f"train@{name}"] if needed.startswith("train@") or needed == "scratch"}
+        assert trained == {parent}
+
+
+def test_data_is_imported_between_the_world_and_its_users(graph):
+    assert graph["data.dvc"] == {"world"}
+    assert {stage for stage, needed in graph.items() if "world" in needed} == {"data.dvc"}
+    assert "frozen" not in yaml.safe_load((ROOT / "data.dvc").read_text())
+    assert {"clean", "text", "regions", "train@at"} <= {stage for stage, needed in graph.items() if "data.dvc" in needed}
+
+
+def test_cleaning_comes_before_whatever_learns(graph):
+    assert all("clean" in before(graph, stage) for stage in graph if stage in ("text", "regions") or stage.startswith("train@"))
+
+
+def test_the_pipeline_draws_no_line_back(graph):
+    assert not any("table" in needed or "figure" in needed for stages in graph.values() for needed in stages)
+    assert "views" in graph["world"] and graph["views"] == set()
+
+
+def test_tables_need_only_what_git_keeps(stages):
+    for stage, (needed, _) in stages.items():
+        if not stage.startswith(("table_", "figure_")): continue
+        for path in needed: assert path.startswith(("build/views/", "vl12in1/", "reports/")), f"{stage} needs {path}"
+
+
+def test_the_multitask_table_waits_for_every_run(stages):
+    listed = {Path(path).stem for path in stages["table_multitask"][0] if path.startswith("reports/runs/")}
+    assert listed == {"text_only", *GRID["runs"]}
+
+
+def test_no_stage_depends_on_a_notebook_or_on_an_executed_one(stages):
+    for stage, (needed, made) in stages.items():
+        assert not any(path.startswith("executed") for path in needed | made), stage
+        if stage != "views": assert not any(path.startswith("nbs") for path in needed), stage
+
+
+def test_no_stage_writes_into_data(stages):
+    assert [stage for stage, (_, made) in stages.items() if any(path.split("/")[0] == "data" for path in made)] == ["data.dvc"]
+
+
+def test_every_study_notebook_has_a_stage_and_every_stage_its_notebook():
+    commands = [stage.get("do", stage)["cmd"] for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()]
+    called = {command.split(" run ")[1].split()[0] for command in commands if " run " in command}
+    assert called == {path.stem for path in STUDY}
+
+
+def imported(path):
+    "The files of the library that a study notebook imports directly."
+    modules = set(re.findall(r"from vl12in1\.([\w.]+) import", code_view(path)))
+    modules |= {name.strip() for names in re.findall(r"from vl12in1 import ([\w, ]+)", code_view(path)) for name in names.split(",")}
+    return {module.replace(".", "/") for module in modules} - {"study/notebooks"}
+
+
+@pytest.mark.parametrize("path", STUDY, ids=lambda path: path.stem)
+def test_a_stage_depends_on_what_its_notebook_imports(path, stages):
+    needed = next(deps for stage, (deps, _) in stages.items() if stage.split("@")[0] == path.stem)
+    covered = {dep.removeprefix("vl12in1/").removesuffix(".py") for dep in needed if dep.startswith("vl12in1/")}
+    for module in imported(path):
+        assert any(module == dep or module.startswith(dep + "/") for dep in covered), f"{path.stem} imports {module}"
+
+
+# --- what a change reruns
+
+@pytest.fixture(scope="module")
+def finished(dvc_copy, tmp_path_factory):
+    "The copy, with a file for every dependency and output, committed as if everything had been run."
+    copy = tmp_path_factory.mktemp("finished") / "study"
+    shutil.copytree(dvc_copy, copy)
+    folders = {"vl12in1/world", "vl12in1/corpora", "vl12in1/regions", "vl12in1/model", "vl12in1/training", "data", "build/miniature",
+               "build/clean", "build/text", "build/regions"}
+    with contextlib.chdir(copy), Repo() as repo:
+        paths = {out.def_path for stage in repo.index.stages for out in [*stage.deps, *stage.outs] if out.def_path}
+    for path in sorted(paths - {"nbs/study", "build/views", "params.yaml"}):
+        if path.startswith("profiles/"): continue
+        file = copy / path / "file" if path in folders else copy / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists(): file.write_text(path if path != "data" else "build/miniature")
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    subprocess.run([sys.executable, "-m", "vl12in1.study.notebooks", "views"], cwd=copy, env=environment, check=True)
+    with contextlib.chdir(copy), Repo() as repo: repo.commit(force=True)
+    return copy
+
+
+def stale(copy):
+    "Stages that DVC would run, by name, without data.dvc."
+    with contextlib.chdir(copy), Repo() as repo: return set(repo.status())
+
+
+def edit(path, old, new):
+    "Replace text in a file, and hand back what undoes it."
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return lambda: path.write_text(text)
+
+
+def test_a_finished_study_is_up_to_date(finished):
+    assert stale(finished) == set()
+
+
+def test_one_grid_entry_concerns_one_run(finished):
+    line = "st_clean_vqa:                 {tasks: [vqa], data: clean, init: scratch, kind: single, stop_and_go: false, seed: "
+    undo = edit(finished / "params.yaml", line + "0", line + "1")
+    try: assert stale(finished) == {"train@st_clean_vqa"}
+    finally: undo()
+
+
+def test_a_section_of_the_profile_concerns_its_stages(finished):
+    section = PROFILES[GRID["profile"]]["evaluation"]
+    path = finished / f"profiles/{GRID['profile']}.yaml"
+    undo = edit(path, f"bootstrap_samples: {section['bootstrap_samples']}", "bootstrap_samples: 17")
+    try: assert stale(finished) == {"text_only", *(f"train@{run}" for run in GRID["runs"])}
+    finally: undo()
+
+
+def test_prose_of_the_training_notebook_concerns_no_training(finished):
+    path = finished / "nbs/study/train.ipynb"
+    book = json.loads(path.read_text())
+    book["cells"][0]["source"] = "# Another title"
+    undo = edit(path, path.read_text(), json.dumps(book))
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    try:
+        assert stale(finished) == {"views"}
+        subprocess.run([sys.executable, "-m", "vl12in1.study.notebooks", "views"], cwd=finished, env=environment, check=True)
+        assert stale(finished) == {"views"}   # its input changed, its output did not
+    finally: undo()

@@ -1,0 +1,347 @@
+"""The region store: round trips, damage, processes. The detector: parity with explicit loops, invariances."""
+import dataclasses
+import json
+import multiprocessing
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+from vl12in1.boxes import iou, to_fractions
+from vl12in1.regions import Regions, RegionStore, RegionWriter, StoreError, verify
+from vl12in1.regions.detector import (STRIDE, Detector, DetectorConfig, load_detector, non_maximum_suppression, pool_regions,
+                                      read_picture, save_detector)
+from vl12in1.regions.detector_training import name_scores, recall, train_detector
+from vl12in1.regions.extraction import extract, extract_given, given_boxes
+
+
+def some_regions(rng, count, dim=8, classes=3, width=96, height=128):
+    corners = rng.uniform(0, .6, (count, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(.05, .4, (count, 2))], axis=1) * [width, height, width, height]
+    probs = rng.dirichlet(np.ones(classes), count).astype(np.float16) if classes else None
+    return Regions(rng.normal(size=(count, dim)).astype(np.float16), boxes.astype(np.float32), width, height, probs)
+
+
+def write(folder, images, classes=3, shard_bytes=2**30):
+    with RegionWriter(folder, "drawn", {}, [f"c{i}" for i in range(classes)], shard_bytes) as writer:
+        for key, regions in images.items(): writer.append(key, regions)
+    return RegionStore.open(folder)
+
+
+def assert_same(found, written):
+    np.testing.assert_array_equal(found.features, written.features)
+    np.testing.assert_array_equal(found.boxes, written.boxes)
+    assert (found.width, found.height) == (written.width, written.height)
+    assert (found.class_probs is None) == (written.class_probs is None)
+    if written.class_probs is not None: np.testing.assert_array_equal(found.class_probs, written.class_probs)
+
+
+@given(counts=st.dictionaries(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1),
+                              st.integers(1, 9), max_size=12),
+       classes=st.sampled_from([0, 4]), shard_bytes=st.sampled_from([1, 64, 2**30]), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_what_is_written_is_read(tmp_path_factory, counts, classes, shard_bytes, seed):
+    rng = np.random.default_rng(seed)
+    images = {key: some_regions(rng, count, classes=classes) for key, count in counts.items()}
+    folder = tmp_path_factory.mktemp("store")
+    store = write(folder, images, classes=classes, shard_bytes=shard_bytes)
+    assert sorted(store.keys()) == sorted(images) and len(store) == len(images)
+    for key, regions in images.items(): assert_same(store[key], regions)
+    assert "no such image" not in store
+    assert verify(folder)["regions"] == sum(counts.values())
+
+
+@pytest.fixture
+def images():
+    rng = np.random.default_rng(5)
+    return {f"coco:{number}": some_regions(rng, 1 + number % 4) for number in range(20)}
+
+
+def test_views_are_read_only_and_share_the_map(tmp_path, images):
+    store = write(tmp_path, images)
+    first = store["coco:1"]
+    with pytest.raises(ValueError): first.features[0, 0] = 1
+    assert np.shares_memory(first.features, store["coco:1"].features)
+
+
+def test_two_writes_make_the_same_bytes(tmp_path, images):
+    for name in "ab": write(tmp_path / name, images, shard_bytes=100)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert len(names) > 4 and names == sorted(path.name for path in (tmp_path / "b").iterdir())
+    for name in names: assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_cut_off_store_is_recognised_and_can_be_written_again(tmp_path, images):
+    with pytest.raises(KeyboardInterrupt):
+        with RegionWriter(tmp_path, "drawn", {}, ["a", "b", "c"], shard_bytes=100) as writer:
+            for number, (key, regions) in enumerate(images.items()):
+                if number == 13: raise KeyboardInterrupt
+                writer.append(key, regions)
+    with pytest.raises(StoreError, match="no manifest.json.*run the extraction again"): RegionStore.open(tmp_path)
+    assert len(write(tmp_path, {"coco:7": images["coco:7"]})) == 1
+    verify(tmp_path)
+    assert len(list(tmp_path.glob("features-*.bin"))) == 1
+
+
+def test_a_complete_store_is_not_overwritten(tmp_path, images):
+    write(tmp_path, images)
+    with pytest.raises(StoreError, match="delete the folder"): write(tmp_path, images)
+    verify(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["features-00000.bin", "boxes-00000.bin", "class_probs-00000.bin", "index.parquet"])
+def test_damage_is_found(tmp_path, images, name):
+    write(tmp_path, images)
+    data = bytearray((tmp_path / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(StoreError, match=f"{name}: damaged"): verify(tmp_path)
+    (tmp_path / name).write_bytes(data[:-1])
+    with pytest.raises(StoreError, match=f"{name}: {len(data) - 1} bytes"): RegionStore.open(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(StoreError, match=f"{name}: 0 bytes"): RegionStore.open(tmp_path)
+
+
+def test_another_schema_is_refused(tmp_path, images):
+    write(tmp_path, images)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
+    with pytest.raises(StoreError, match="schema 99"): RegionStore.open(tmp_path)
+
+
+@pytest.mark.parametrize("change, problem", [
+    ({"features": np.full((2, 8), np.inf)}, "not finite"),
+    ({"features": np.full((2, 8), 1e6)}, "not finite"),
+    ({"features": np.zeros((2, 9))}, "features of shape"),
+    ({"features": np.zeros((3, 8))}, "features of shape"),
+    ({"boxes": np.float32([[0, 0, 9, 9], [5, 5, 5, 9]])}, "without area"),
+    ({"boxes": np.float32([[0, 0, 9, 9], [5, 5, np.nan, 9]])}, "without area"),
+    ({"boxes": np.float32([[0, 0, 9, 9], [5, 5, 99, 9]])}, "outside"),
+    ({"boxes": np.float32([[0, -2, 9, 9], [5, 5, 9, 9]])}, "outside"),
+    ({"class_probs": np.zeros((2, 4))}, "class_probs of shape"),
+    ({"class_probs": None}, "class_probs"),
+    ({"boxes": np.zeros((0, 4)), "features": np.zeros((0, 8)), "class_probs": np.zeros((0, 3))}, "no regions"),
+])
+def test_bad_regions_name_their_image(tmp_path, change, problem):
+    good = dict(features=np.zeros((2, 8)), boxes=np.float32([[0, 0, 9, 9], [5, 5, 9, 9]]), width=96, height=128,
+                class_probs=np.full((2, 3), 1 / 3))
+    with pytest.raises(StoreError, match=f"image 'coco:3': .*{problem}"):
+        write(tmp_path / "bad", {"coco:1": Regions(**good), "coco:3": Regions(**{**good, **change})})
+    assert len(write(tmp_path / "good", {"coco:3": Regions(**good)})) == 1
+
+
+def _total(store, keys):
+    return float(sum(store[key].features.astype(np.float64).sum() for key in keys))
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_workers_read_the_same_numbers(tmp_path, images, method):
+    store = write(tmp_path, images, shard_bytes=100)
+    if method == "fork": store["coco:0"]
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        totals = pool.starmap(_total, [(store, store.keys())] * 3)
+    assert totals == [_total(store, images)] * 3
+
+
+def test_what_is_sent_to_a_worker_does_not_grow(tmp_path, images):
+    store = write(tmp_path, images)
+    store["coco:3"]
+    before = len(pickle.dumps(store))
+    more = write(tmp_path / "more", {f"coco:{number}": images["coco:1"] for number in range(2000)})
+    assert len(pickle.dumps(more)) < before + 50
+
+
+def test_an_empty_store_is_a_store(tmp_path):
+    store = write(tmp_path, {})
+    assert len(store) == 0 and store.keys() == [] and "coco:1" not in store
+
+
+# The detector
+
+@pytest.fixture(scope="module")
+def detector():
+    made = Detector.new(DetectorConfig(channels=(8, 12), dilations=(1, 2), feature_dim=16, seed=3),
+                        ["background", "ball", "box"], ["large", "red", "small"])
+    rng = torch.Generator().manual_seed(4)
+    for layer in made.modules.modules():
+        if isinstance(layer, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            for tensor in (layer.weight.data, layer.bias.data, layer.running_mean, layer.running_var):
+                tensor.copy_(.5 + torch.rand(tensor.shape, generator=rng))
+    return made
+
+
+def some_picture(rng, height, width):
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def read_between_cells(cells, y, x):
+    "Bilinear value of cells (C, h, w) at a place counted in cells; zero outside."
+    total = np.zeros(cells.shape[0])
+    for row in (int(np.floor(y)), int(np.floor(y)) + 1):
+        for column in (int(np.floor(x)), int(np.floor(x)) + 1):
+            if 0 <= row < cells.shape[1] and 0 <= column < cells.shape[2]:
+                total += cells[:, row, column] * (1 - abs(y - row)) * (1 - abs(x - column))
+    return total
+
+
+def test_pooling_equals_an_explicit_loop():
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(2, 3, 7, 9)).astype(np.float32)
+    boxes = np.float32([[[0, 0, 36, 28], [3, 5, 20, 12], [-6, -3, 9, 40]], [[30, 20, 36, 28], [1, 1, 3, 3], [10, 2, 35, 27]]])
+    pooled = pool_regions(torch.from_numpy(maps), torch.from_numpy(boxes), 3).numpy()
+    for picture, number, i, j in np.ndindex(2, 3, 3, 3):
+        x1, y1, x2, y2 = boxes[picture, number]
+        x, y = x1 + (j + .5) / 3 * (x2 - x1), y1 + (i + .5) / 3 * (y2 - y1)
+        expected = read_between_cells(maps[picture], y / STRIDE - .5, x / STRIDE - .5)
+        np.testing.assert_allclose(pooled[picture, number, :, i, j], expected, atol=1e-5)
+
+
+def plain_iou(a, b):
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0) * max(height, 0)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+@given(seed=st.integers(0, 9999), count=st.integers(1, 25), overlap=st.sampled_from([.1, .3, .5, .9]), limit=st.integers(1, 12))
+@settings(max_examples=60, deadline=None)
+def test_suppression_equals_striking_out(seed, count, overlap, limit):
+    boxes = np.random.default_rng(seed).uniform(0, 10, (count, 4))
+    boxes[:, 2:] = boxes[:, :2] + .5 + boxes[:, 2:]
+    left, kept = list(range(count)), []
+    while left and len(kept) < limit:
+        best, *others = left
+        kept.append(best)
+        left = [row for row in others if plain_iou(boxes[best], boxes[row]) <= overlap]
+    assert non_maximum_suppression(boxes, overlap, limit) == kept
+
+
+def same_regions(found, expected):
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-3)
+    np.testing.assert_allclose(found.features.astype(float), expected.features.astype(float), atol=5e-3)
+    np.testing.assert_allclose(found.class_probs.astype(float), expected.class_probs.astype(float), atol=5e-3)
+    assert (found.width, found.height) == (expected.width, expected.height)
+
+
+@pytest.mark.parametrize("shape", [(96, 128), (61, 75), (5, 7)])
+def test_padding_does_not_change_features(detector, shape):
+    rng = np.random.default_rng(1)
+    picture, larger = some_picture(rng, *shape), some_picture(rng, 130, 141)
+    boxes = np.float32([[0, 0, shape[1], shape[0]], [1, 1, shape[1] / 2, shape[0] / 2]])
+    alone, = detector.describe([picture], [boxes])
+    beside = detector.describe([larger, picture], [np.float32([[3, 3, 99, 99]]), boxes])[1]
+    same_regions(beside, alone)
+    same_regions(detector.detect([larger, picture])[1], detector.detect([picture])[0])
+
+
+def test_described_as_detected(detector):
+    rng = np.random.default_rng(2)
+    pictures = [some_picture(rng, 96, 128), some_picture(rng, 112, 112)]
+    found = detector.detect(pictures)
+    for each, again in zip(found, detector.describe(pictures, [regions.boxes for regions in found])): same_regions(again, each)
+    for regions in found:
+        assert 1 <= len(regions.boxes) <= detector.config.boxes
+        np.testing.assert_allclose(regions.class_probs.sum(1, dtype=float), 1, atol=5e-3)
+        assert np.triu(iou(regions.boxes, regions.boxes), 1).max() <= detector.config.overlap
+
+
+@pytest.mark.parametrize("score", [0., 2.])
+def test_every_picture_has_a_box_inside_of_it(detector, score):
+    strict = dataclasses.replace(detector, config=dataclasses.replace(detector.config, score=score))
+    pictures = [np.zeros((64, 50, 3), np.uint8), some_picture(np.random.default_rng(0), 33, 97)]
+    for regions, picture in zip(strict.detect(pictures), pictures):
+        assert len(regions.boxes) >= 1
+        assert (regions.boxes >= 0).all() and (regions.boxes[:, 2:] <= [picture.shape[1], picture.shape[0]]).all()
+
+
+def squares(count, seed):
+    "Pictures with one or two bright squares on dark ground, red or blue, and their objects."
+    rng, pictures, rows = np.random.default_rng(seed), {}, []
+    for number in range(count):
+        picture = rng.integers(0, 40, (64, 48, 3), dtype=np.uint8)
+        for left, (color, channel) in zip((2, 26), (("red", 0), ("blue", 2))):
+            side, top = int(rng.integers(12, 20)), int(rng.integers(2, 44))
+            picture[top:top + side, left:left + side, channel] = 230
+            rows.append((f"coco:{number}", "square", (color,), (left / 48, top / 64, (left + side) / 48, (top + side) / 64)))
+        pictures[f"coco:{number}"] = picture
+    return pictures, pd.DataFrame(rows, columns=["image", "name", "attributes", "box"])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    torch.set_num_threads(1)
+    pictures, objects = squares(24, seed=0)
+    folder = tmp_path_factory.mktemp("squares")
+    images = {key: folder / f"{key[5:]}.png" for key in pictures}
+    for key, picture in pictures.items(): Image.fromarray(picture).save(images[key])
+    config = DetectorConfig(channels=(8, 16), dilations=(1, 2), feature_dim=16, boxes=4, epochs=12, batch_size=4, learning_rate=1e-2)
+    return images, objects, train_detector(images, objects, config)
+
+
+def test_it_learns_to_find_and_to_tell_apart(trained):
+    _, _, detector = trained
+    pictures, objects = squares(12, seed=1)
+    found = dict(zip(pictures, detector.detect(pictures.values())))
+    assert recall(found, objects) >= .9
+    boxes = [np.array(objects[objects["image"] == key]["box"].tolist()) * [48, 64, 48, 64] for key in pictures]
+    described = dict(zip(pictures, detector.describe(pictures.values(), boxes)))
+    scores = name_scores(detector, described, objects)
+    assert scores["things"].to_dict() == {"square": 24, "blue": 12, "red": 12}
+    assert (scores[["recall", "precision"]] >= .9).all(axis=None)
+
+
+def test_the_same_seed_gives_the_same_weights(trained):
+    images, objects, _ = trained
+    few = dict(list(images.items())[:6])
+    config = DetectorConfig(channels=(8, 8), dilations=(1,), feature_dim=8, epochs=1, batch_size=4)
+    first, second, other = (train_detector(few, objects, dataclasses.replace(config, seed=seed)).modules.state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["head.fc6.weight"], other["head.fc6.weight"])
+
+
+def test_a_saved_detector_sees_the_same(trained, tmp_path):
+    images, _, detector = trained
+    save_detector(detector, tmp_path)
+    loaded = load_detector(tmp_path)
+    assert (loaded.config, loaded.class_names, loaded.attribute_names) == (detector.config, detector.class_names, detector.attribute_names)
+    picture = read_picture(images["coco:0"])
+    assert_same(loaded.detect([picture])[0], detector.detect([picture])[0])
+
+
+def test_extraction_does_not_depend_on_batches(trained, tmp_path):
+    images, _, detector = trained
+    one, many = (extract(detector, images, tmp_path / str(size), batch_size=size) for size in (1, 7))
+    assert one.keys() == many.keys() == sorted(images)
+    for key in images: same_regions(one[key], many[key])
+
+
+def test_a_killed_extraction_is_no_store(trained, tmp_path):
+    images, _, detector = trained
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not a picture")
+    with pytest.raises(OSError): extract(detector, {**images, "coco:99": broken}, tmp_path / "store", batch_size=1)
+    with pytest.raises(StoreError, match="no manifest.json"): RegionStore.open(tmp_path / "store")
+
+
+def test_given_boxes_are_those_of_training_and_all_candidates():
+    rng = np.random.default_rng(0)
+    drawn = [tuple(row) for row in np.sort(rng.uniform(0, 1, (6, 4)), axis=1).tolist()]
+    frames = {"visual7w": {"test": pd.DataFrame({"images": [("coco:9",), ("coco:10",)], "candidates": [drawn[:3], drawn[1:2]]})},
+              "refcoco": {split: pd.DataFrame({"images": [("coco:9",)], "box": [box]}) for split, box in
+                          (("train", drawn[4]), ("val", drawn[5]), ("test", drawn[5]))},
+              "vqa": {"train": pd.DataFrame({"images": [("coco:1",)], "answers": [("yes",)]})}}
+    found = given_boxes(frames)
+    assert list(found) == ["coco:10", "coco:9"]
+    assert found["coco:9"].tolist() == sorted(map(list, [*drawn[:3], drawn[4]]))
+
+
+def test_given_boxes_keep_their_order(trained, tmp_path):
+    images, objects, detector = trained
+    boxes = {key: np.array(sorted(rows.tolist())) for key, rows in objects.groupby("image")["box"]}
+    store = extract_given(detector, images, boxes, tmp_path, batch_size=5)
+    for key, fractions in boxes.items():
+        np.testing.assert_allclose(to_fractions(store[key].boxes, store[key].width, store[key].height), fractions, atol=1e-6)
+        same_regions(store[key], detector.describe([read_picture(images[key])], [store[key].boxes])[0])
