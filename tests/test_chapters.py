@@ -1,7 +1,10 @@
 "Every chapter of the book runs from top to bottom, in its own folder, as nbdev runs it."
+import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
+import torch
 from nbdev.test import test_nb as run_notebook
 
 from vl12in1.study.notebooks import plain
@@ -10,9 +13,19 @@ ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "nbs").glob("*.ipynb"))
 
 
+@pytest.fixture
+def alone():
+    "All chapters run in this process; what one of them sets for itself is taken back before the next."
+    threads, environment = torch.get_num_threads(), dict(os.environ)
+    os.environ["MPLBACKEND"] = "agg"
+    with torch.enable_grad(): yield
+    torch.set_num_threads(threads)
+    plt.close("all")
+    os.environ.clear()
+    os.environ.update(environment)
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
-def test_chapter_runs(chapter, capfd, monkeypatch):
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    monkeypatch.setenv("IN_TEST", "1")   # nbdev sets it for good; this takes it back
+def test_chapter_runs(chapter, alone, capfd):
     passed, _ = run_notebook(chapter, basepath=ROOT)
     assert passed, plain(capfd.readouterr().err)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vl12in1 import corpora
+from vl12in1 import cleaning, corpora, world
 from vl12in1.corpora import CorpusError
 from vl12in1.corpora.answering import last_images
 from vl12in1.corpora.frames import Records, box_column, choose, fractions, gather, nested, read_json_lines, read_pickle
@@ -89,8 +89,8 @@ def files():
             {"identifier": f"{split}-1-0-{n}", "sentence": "two cups", "label": "True"} for n in range(2)]
     for split in ("train", "dev", "test"):
         content[f"snli_ve/snli_ve_{split}.jsonl"] = [
-            {"Flikr30kID": "60.jpg", "pairID": f"60.jpg#{n}", "gold_label": "neutral", "sentence1": "a", "sentence2": "b"}
-            for n in range(2)]
+            {"Flikr30kID": "60.jpg", "pairID": f"60.jpg#{n}", "gold_label": "neutral",
+             "sentence1": "a", "sentence2": "b"} for n in range(2)]
     return content
 
 
@@ -199,14 +199,49 @@ def test_any_subset_loads(tmp_path, content):
 def test_pictures(tmp_path, content):
     root = write(tmp_path, content | {f"images/{name}": b"" for name in (
         "coco/train2014/COCO_train2014_000000000901.jpg", "coco/test2015/COCO_test2015_000000000007.jpg",
-        "visual_genome/1.jpg", "visual_genome/VG_100K_2/3.jpg", "visual_genome/2.jpg", "gqa/n3.jpg", "gqa/2.jpg", "flickr30k/60.jpg",
-        "nlvr2/train-1-0-img0.png", "conceptual_captions/123.jpg")})
+        "visual_genome/1.jpg", "visual_genome/VG_100K_2/3.jpg", "visual_genome/2.jpg", "gqa/n3.jpg", "gqa/2.jpg",
+        "flickr30k/60.jpg", "nlvr2/train-1-0-img0.png", "conceptual_captions/123.jpg")})
     found = {key: file.relative_to(root / "images").as_posix() for key, file in corpora.image_files(root).items()}
     assert found == {"coco:901": "coco/train2014/COCO_train2014_000000000901.jpg",
                      "coco:7": "coco/test2015/COCO_test2015_000000000007.jpg",
                      "coco:903": "visual_genome/VG_100K_2/3.jpg", "visual_genome:2": "visual_genome/2.jpg",
-                     "gqa:n3": "gqa/n3.jpg", "flickr30k:60": "flickr30k/60.jpg", "nlvr2:train-1-0-img0": "nlvr2/train-1-0-img0.png",
+                     "gqa:n3": "gqa/n3.jpg", "flickr30k:60": "flickr30k/60.jpg",
+                     "nlvr2:train-1-0-img0": "nlvr2/train-1-0-img0.png",
                      "conceptual_captions:123": "conceptual_captions/123.jpg"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The miniature world speaks the upstream formats
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world")
+    world.write_world(root, world.WorldConfig(scale=.02))
+    return root
+
+
+def test_the_miniature_world_loads(miniature):
+    assert set(corpora.present(miniature)["state"]) == {"present"}
+    frames, again = corpora.load(miniature), corpora.load(miniature)
+    assert list(frames) == list(corpora.READERS)
+    for corpus, splits in frames.items():
+        for split, frame in splits.items():
+            assert len(frame) and list(frame.columns) == ["uid", "images", "text", *TARGETS[corpus]]
+            pd.testing.assert_frame_equal(frame, again[corpus][split])
+            for candidates, label in zip(frame.get("candidates", ()), frame["label"] if "candidates" in frame else ()):
+                assert 0 <= label < len(candidates)
+            if "answers" in frame:
+                assert set(map(len, frame["answers"])) == {10 if corpus == "vqa" else 1}
+
+
+def test_every_image_of_the_miniature_world_has_a_picture(miniature):
+    frames, files = corpora.load(miniature), corpora.image_files(miniature)
+    for splits in frames.values():
+        for frame in splits.values():
+            assert cleaning.images_of(frame) <= set(files)
+    assert set(corpora.visual_genome_objects(miniature)["image"]) <= set(files)
+    assert not set(corpora.identity(miniature)) & set(files), "aliases are not canonical"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -458,7 +493,7 @@ def test_last_images_holds_whole_images_and_just_enough(images, count):
 def test_boxes_inside_are_kept(boxes, width, height):
     corners = np.array([(x, y, x + w, y + h) for x, y, w, h in boxes]).reshape(-1, 4)
     found = fractions(corners, [(width, height)] * len(boxes), Records(Path("f"), []))
-    np.testing.assert_allclose(found * [width, height, width, height], corners)
+    np.testing.assert_allclose(found * [width, height, width, height], corners, atol=1e-9)
     assert (found >= 0).all() and (found <= 1).all()
 
 

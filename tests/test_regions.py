@@ -13,15 +13,16 @@ from PIL import Image
 
 from vl12in1.boxes import iou, to_fractions
 from vl12in1.regions import Regions, RegionStore, RegionWriter, StoreError, verify
-from vl12in1.regions.detector import (STRIDE, Detector, DetectorConfig, load_detector, non_maximum_suppression, pool_regions,
-                                      read_picture, save_detector)
+from vl12in1.regions.detector import (STRIDE, Detector, DetectorConfig, load_detector, non_maximum_suppression,
+                                      pool_regions, read_picture, save_detector)
 from vl12in1.regions.detector_training import name_scores, recall, train_detector
 from vl12in1.regions.extraction import extract, extract_given, given_boxes
 
 
 def some_regions(rng, count, dim=8, classes=3, width=96, height=128):
     corners = rng.uniform(0, .6, (count, 2))
-    boxes = np.concatenate([corners, corners + rng.uniform(.05, .4, (count, 2))], axis=1) * [width, height, width, height]
+    boxes = np.concatenate([corners, corners + rng.uniform(.05, .4, (count, 2))], axis=1)
+    boxes *= [width, height, width, height]
     probs = rng.dirichlet(np.ones(classes), count).astype(np.float16) if classes else None
     return Regions(rng.normal(size=(count, dim)).astype(np.float16), boxes.astype(np.float32), width, height, probs)
 
@@ -191,7 +192,8 @@ def read_between_cells(cells, y, x):
 def test_pooling_equals_an_explicit_loop():
     rng = np.random.default_rng(0)
     maps = rng.normal(size=(2, 3, 7, 9)).astype(np.float32)
-    boxes = np.float32([[[0, 0, 36, 28], [3, 5, 20, 12], [-6, -3, 9, 40]], [[30, 20, 36, 28], [1, 1, 3, 3], [10, 2, 35, 27]]])
+    boxes = np.float32([[[0, 0, 36, 28], [3, 5, 20, 12], [-6, -3, 9, 40]],
+                        [[30, 20, 36, 28], [1, 1, 3, 3], [10, 2, 35, 27]]])
     pooled = pool_regions(torch.from_numpy(maps), torch.from_numpy(boxes), 3).numpy()
     for picture, number, i, j in np.ndindex(2, 3, 3, 3):
         x1, y1, x2, y2 = boxes[picture, number]
@@ -206,7 +208,8 @@ def plain_iou(a, b):
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
-@given(seed=st.integers(0, 9999), count=st.integers(1, 25), overlap=st.sampled_from([.1, .3, .5, .9]), limit=st.integers(1, 12))
+@given(seed=st.integers(0, 9999), count=st.integers(1, 25), overlap=st.sampled_from([.1, .3, .5, .9]),
+       limit=st.integers(1, 12))
 @settings(max_examples=60, deadline=None)
 def test_suppression_equals_striking_out(seed, count, overlap, limit):
     boxes = np.random.default_rng(seed).uniform(0, 10, (count, 4))
@@ -241,7 +244,8 @@ def test_described_as_detected(detector):
     rng = np.random.default_rng(2)
     pictures = [some_picture(rng, 96, 128), some_picture(rng, 112, 112)]
     found = detector.detect(pictures)
-    for each, again in zip(found, detector.describe(pictures, [regions.boxes for regions in found])): same_regions(again, each)
+    described = detector.describe(pictures, [regions.boxes for regions in found])
+    for each, again in zip(found, described): same_regions(again, each)
     for regions in found:
         assert 1 <= len(regions.boxes) <= detector.config.boxes
         np.testing.assert_allclose(regions.class_probs.sum(1, dtype=float), 1, atol=5e-3)
@@ -265,7 +269,8 @@ def squares(count, seed):
         for left, (color, channel) in zip((2, 26), (("red", 0), ("blue", 2))):
             side, top = int(rng.integers(12, 20)), int(rng.integers(2, 44))
             picture[top:top + side, left:left + side, channel] = 230
-            rows.append((f"coco:{number}", "square", (color,), (left / 48, top / 64, (left + side) / 48, (top + side) / 64)))
+            box = left / 48, top / 64, (left + side) / 48, (top + side) / 64
+            rows.append((f"coco:{number}", "square", (color,), box))
         pictures[f"coco:{number}"] = picture
     return pictures, pd.DataFrame(rows, columns=["image", "name", "attributes", "box"])
 
@@ -277,7 +282,8 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("squares")
     images = {key: folder / f"{key[5:]}.png" for key in pictures}
     for key, picture in pictures.items(): Image.fromarray(picture).save(images[key])
-    config = DetectorConfig(channels=(8, 16), dilations=(1, 2), feature_dim=16, boxes=4, epochs=12, batch_size=4, learning_rate=1e-2)
+    config = DetectorConfig(channels=(8, 16), dilations=(1, 2), feature_dim=16, boxes=4, epochs=12, batch_size=4,
+                            learning_rate=1e-2)
     return images, objects, train_detector(images, objects, config)
 
 
@@ -297,7 +303,8 @@ def test_the_same_seed_gives_the_same_weights(trained):
     images, objects, _ = trained
     few = dict(list(images.items())[:6])
     config = DetectorConfig(channels=(8, 8), dilations=(1,), feature_dim=8, epochs=1, batch_size=4)
-    first, second, other = (train_detector(few, objects, dataclasses.replace(config, seed=seed)).modules.state_dict() for seed in (0, 0, 1))
+    first, second, other = (train_detector(few, objects, dataclasses.replace(config, seed=seed)).modules.state_dict()
+                            for seed in (0, 0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["head.fc6.weight"], other["head.fc6.weight"])
 
@@ -306,7 +313,7 @@ def test_a_saved_detector_sees_the_same(trained, tmp_path):
     images, _, detector = trained
     save_detector(detector, tmp_path)
     loaded = load_detector(tmp_path)
-    assert (loaded.config, loaded.class_names, loaded.attribute_names) == (detector.config, detector.class_names, detector.attribute_names)
+    for field in ("config", "class_names", "attribute_names"): assert getattr(loaded, field) == getattr(detector, field)
     picture = read_picture(images["coco:0"])
     assert_same(loaded.detect([picture])[0], detector.detect([picture])[0])
 
@@ -329,7 +336,8 @@ def test_a_killed_extraction_is_no_store(trained, tmp_path):
 def test_given_boxes_are_those_of_training_and_all_candidates():
     rng = np.random.default_rng(0)
     drawn = [tuple(row) for row in np.sort(rng.uniform(0, 1, (6, 4)), axis=1).tolist()]
-    frames = {"visual7w": {"test": pd.DataFrame({"images": [("coco:9",), ("coco:10",)], "candidates": [drawn[:3], drawn[1:2]]})},
+    pointing = pd.DataFrame({"images": [("coco:9",), ("coco:10",)], "candidates": [drawn[:3], drawn[1:2]]})
+    frames = {"visual7w": {"test": pointing},
               "refcoco": {split: pd.DataFrame({"images": [("coco:9",)], "box": [box]}) for split, box in
                           (("train", drawn[4]), ("val", drawn[5]), ("test", drawn[5]))},
               "vqa": {"train": pd.DataFrame({"images": [("coco:1",)], "answers": [("yes",)]})}}
@@ -343,5 +351,6 @@ def test_given_boxes_keep_their_order(trained, tmp_path):
     boxes = {key: np.array(sorted(rows.tolist())) for key, rows in objects.groupby("image")["box"]}
     store = extract_given(detector, images, boxes, tmp_path, batch_size=5)
     for key, fractions in boxes.items():
-        np.testing.assert_allclose(to_fractions(store[key].boxes, store[key].width, store[key].height), fractions, atol=1e-6)
-        same_regions(store[key], detector.describe([read_picture(images[key])], [store[key].boxes])[0])
+        regions = store[key]
+        np.testing.assert_allclose(to_fractions(regions.boxes, regions.width, regions.height), fractions, atol=1e-6)
+        same_regions(regions, detector.describe([read_picture(images[key])], [regions.boxes])[0])

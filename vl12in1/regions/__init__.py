@@ -14,5 +14,6 @@ from .detector_training import name_scores, recall, train_detector
 from .extraction import extract, extract_given, given_boxes
 
 # %% ../../nbs/34_regions.ipynb #all
-_all_ = ["Regions", "RegionStore", "RegionWriter", "StoreError", "verify", "Detector", "DetectorConfig", "load_detector",
-         "read_picture", "save_detector", "name_scores", "recall", "train_detector", "extract", "extract_given", "given_boxes"]
+_all_ = ["Regions", "RegionStore", "RegionWriter", "StoreError", "verify", "Detector", "DetectorConfig",
+         "load_detector", "read_picture", "save_detector", "name_scores", "recall", "train_detector",
+         "extract", "extract_given", "given_boxes"]

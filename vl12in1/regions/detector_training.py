@@ -6,7 +6,7 @@
 __all__ = ['Things', 'annotated_things', 'centre_targets', 'heat_loss', 'sample_boxes', 'mirrored', 'detector_loss',
            'size_batches', 'train_detector', 'recall', 'name_scores']
 
-# %% ../../nbs/32_detector_training.ipynb #85fca6e6
+# %% ../../nbs/32_detector_training.ipynb #5dff8797
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,8 @@ from torch import nn
 from tqdm import tqdm
 
 from ..boxes import iou, to_fractions
-from .detector import STRIDE, Detector, DetectorConfig, pad_boxes, pool_regions, read_features, read_picture, stack_pictures
+from .detector import (STRIDE, Detector, DetectorConfig, pad_boxes, pool_regions, read_features,
+                                      read_picture, stack_pictures)
 
 # %% ../../nbs/32_detector_training.ipynb #things
 @dataclass(frozen=True, eq=False)
@@ -29,20 +30,22 @@ class Things:
 
 def annotated_things(objects: pd.DataFrame, sizes: dict, class_names, attribute_names) -> dict[str, Things]:
     "The things of each picture in `sizes` (key -> (width, height)), from a table with image, name, attributes, box."
-    classes, attributes = ({name: place for place, name in enumerate(names)} for names in (class_names, attribute_names))
+    classes = {name: place for place, name in enumerate(class_names)}
+    attributes = {name: place for place, name in enumerate(attribute_names)}
     marks = np.zeros((len(objects), len(attributes)), np.float32)
     for row, words in zip(marks, objects["attributes"]):
         row[[attributes[word] for word in words]] = 1
         if not words: row[:] = np.nan
-    labels, boxes = objects["name"].map(classes).to_numpy(), np.array(objects["box"].tolist(), np.float32).reshape(-1, 4)
+    boxes = np.array(objects["box"].tolist(), np.float32).reshape(-1, 4)
+    labels = objects["name"].map(classes).to_numpy()
     places = objects.groupby("image").indices
     return {key: Things(boxes[rows] * np.float32([*sizes[key], *sizes[key]]), labels[rows], marks[rows])
             for key, rows in places.items() if key in sizes}
 
 # %% ../../nbs/32_detector_training.ipynb #centre-targets
 def centre_targets(boxes: torch.Tensor, real: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, ...]:
-    """Padded boxes (B, N, 4) in pixels and their mask (B, N) -> heat map (B, h, w); for the M real boxes: picture, row and
-    column of the centre's cell (three of (M,)), and log width, log height, x and y offset there (M, 4)."""
+    """Padded boxes (B, N, 4) in pixels and their mask (B, N) -> heat map (B, h, w); for the M real boxes: picture, row
+    and column of the centre's cell (three of (M,)), and log width, log height, x and y offset there (M, 4)."""
     middle, sides = (boxes[..., :2] + boxes[..., 2:]) / (2 * STRIDE), (boxes[..., 2:] - boxes[..., :2]) / STRIDE
     cells = torch.minimum(middle.long(), torch.tensor([width, height]) - 1)
     across, down = (((torch.arange(size) - cells[..., axis, None]) / (sides[..., axis, None] / 6 + 1e-6)).square()
@@ -60,7 +63,7 @@ def heat_loss(logits: torch.Tensor, heat: torch.Tensor) -> torch.Tensor:
 
 # %% ../../nbs/32_detector_training.ipynb #sample-boxes
 def sample_boxes(things: Things, width: int, height: int, rng: np.random.Generator, background: int = 6) -> Things:
-    "Boxes to train the region head on: those of `things`, a shaken copy of each, and `background` random ones, all labelled."
+    "Labelled boxes to train the region head on: those of `things`, a shaken copy of each, `background` random ones."
     sides = np.tile(things.boxes[:, 2:] - things.boxes[:, :2], 2)
     shaken = things.boxes + rng.normal(0, .08, sides.shape) * sides
     corners, size = rng.uniform(0, 1, (background, 2)) * [width, height], rng.choice(sides[:, :2], background)
@@ -84,7 +87,8 @@ def detector_loss(detector: Detector, pictures, things, rng: np.random.Generator
     pixels, mask = stack_pictures(pictures)
     maps = detector.backbone(pixels, mask)
     centres = detector.backbone.centres(maps, mask)
-    heat, (picture, rows, columns), values = centre_targets(*pad_boxes([each.boxes for each in things]), *maps.shape[2:])
+    boxes, real = pad_boxes([each.boxes for each in things])
+    heat, (picture, rows, columns), values = centre_targets(boxes, real, *maps.shape[2:])
     shapes = (centres[picture, 1:, rows, columns] - values).abs().sum(1).mean()
 
     sampled = [sample_boxes(each, picture.shape[1], picture.shape[0], rng) for each, picture in zip(things, pictures)]
@@ -94,8 +98,9 @@ def detector_loss(detector: Detector, pictures, things, rng: np.random.Generator
     marks = torch.from_numpy(np.concatenate([each.attributes for each in sampled])).float()
     described = ~marks.isnan().any(1)
     names = F.cross_entropy(detector.head.classes(features), classes, ignore_index=-1)
-    attributes = F.binary_cross_entropy_with_logits(detector.head.attributes(features[described]), marks[described], reduction="none")
-    return heat_loss(centres[:, 0], heat) + shapes + names + attributes.sum() / described.sum().clamp(min=1)
+    logits = detector.head.attributes(features[described])
+    attributes = F.binary_cross_entropy_with_logits(logits, marks[described], reduction="sum")
+    return heat_loss(centres[:, 0], heat) + shapes + names + attributes / described.sum().clamp(min=1)
 
 # %% ../../nbs/32_detector_training.ipynb #size-batches
 def size_batches(sizes: dict, batch_size: int, rng: np.random.Generator) -> list[list[str]]:
@@ -119,7 +124,7 @@ def train_detector(images: dict, objects: pd.DataFrame, config: DetectorConfig =
     modules = detector.modules.train()
     batches = [batch for _ in range(config.epochs) for batch in size_batches(sizes, config.batch_size, rng)]
     optimizer = torch.optim.AdamW(modules.parameters(), lr=config.learning_rate, weight_decay=.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=len(batches) + 1, pct_start=.15)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, len(batches) + 1, pct_start=.15)
     for batch in tqdm(batches, desc="detector", disable=None):
         shown = [(pictures[key], things[key]) for key in batch]
         shown = [mirrored(*each) if rng.integers(2) else each for each in shown]
@@ -133,7 +138,7 @@ def train_detector(images: dict, objects: pd.DataFrame, config: DetectorConfig =
 
 # %% ../../nbs/32_detector_training.ipynb #recall
 def recall(regions, objects: pd.DataFrame, threshold: float = 0.5) -> float:
-    "Share of `objects` (columns image, box as fractions) that a region of their image overlaps with IoU >= `threshold`."
+    "Share of `objects` (columns image, box as fractions) that a region of their image covers with IoU >= `threshold`."
     best = []
     for key, boxes in objects.groupby("image")["box"]:
         found = regions[key]
@@ -142,8 +147,8 @@ def recall(regions, objects: pd.DataFrame, threshold: float = 0.5) -> float:
 
 # %% ../../nbs/32_detector_training.ipynb #name-scores
 def name_scores(detector: Detector, regions, objects: pd.DataFrame) -> pd.DataFrame:
-    """Per class and attribute: things that have it (`things`), the share of them that the feature says so of (`recall`), and the
-    share that is right where it says so (`precision`). `regions[key]` describes the objects of `key`, in their order."""
+    """Per class and attribute: how many `things` have it, the share of them that the feature says so of (`recall`), the
+    share of right ones where it says so (`precision`). `regions[key]` describes the objects of `key` in their order."""
     keys = list(dict.fromkeys(objects["image"]))
     classes, attributes = read_features(detector, np.concatenate([regions[key].features for key in keys]))
     ordered = pd.concat([objects[objects["image"] == key] for key in keys])
@@ -152,5 +157,5 @@ def name_scores(detector: Detector, regions, objects: pd.DataFrame) -> pd.DataFr
     true = np.array([[name == each for each in names] + [word in held for word in words]
                      for name, held in zip(ordered["name"], ordered["attributes"])])
     right = (said & true).sum(0)
-    return pd.DataFrame({"things": true.sum(0), "recall": right / true.sum(0).clip(1), "precision": right / said.sum(0).clip(1)},
-                        index=pd.Index(names + words, name="name")).iloc[1:]
+    scores = {"things": true.sum(0), "recall": right / true.sum(0).clip(1), "precision": right / said.sum(0).clip(1)}
+    return pd.DataFrame(scores, index=pd.Index(names + words, name="name")).iloc[1:]

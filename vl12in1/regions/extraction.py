@@ -16,7 +16,7 @@ from .store import RegionStore, RegionWriter
 
 # %% ../../nbs/33_extraction.ipynb #picture-batches
 def picture_batches(images: dict, batch_size: int, ahead: int = 16):
-    "Yield (keys, pictures) of at most `batch_size` similar pictures, from `images` (key -> file), reading `ahead` batches at a time."
+    "Yield (keys, pictures), `batch_size` similar ones, from `images` (key -> file), reading `ahead` batches at a time."
     keys = list(images)
     for start in range(0, len(keys), ahead * batch_size):
         pictures = {key: read_picture(images[key]) for key in keys[start:start + ahead * batch_size]}
@@ -42,23 +42,24 @@ def extract(detector: Detector, images: dict, folder, batch_size: int = 32) -> R
 
 # %% ../../nbs/33_extraction.ipynb #given-boxes
 def given_boxes(frames: dict) -> dict[str, np.ndarray]:
-    """Boxes to describe, from `corpora.load`'s frames (corpus -> split -> frame): the `candidates` of all splits and the `box` of
+    """Boxes to describe, from `corpora.load`'s frames (corpus -> split -> frame): `candidates` of all splits, `box` of
     training examples. Image key -> (n, 4) fractions, unique and sorted; keys sorted."""
     boxes: dict[str, list] = {}
     for splits in frames.values():
         for split, frame in splits.items():
             if "candidates" in frame:
-                for (key,), candidates in zip(frame["images"], frame["candidates"]): boxes.setdefault(key, []).extend(candidates)
+                for (key,), candidates in zip(frame["images"], frame["candidates"]):
+                    boxes.setdefault(key, []).extend(candidates)
             elif "box" in frame and split == "train":
                 for (key,), box in zip(frame["images"], frame["box"]): boxes.setdefault(key, []).append(box)
     return {key: np.unique(np.array(boxes[key], dtype=float), axis=0) for key in sorted(boxes)}
 
 # %% ../../nbs/33_extraction.ipynb #extract-given
 def extract_given(detector: Detector, images: dict, boxes: dict, folder, batch_size: int = 32) -> RegionStore:
-    "Describe `boxes` (key -> (n, 4) fractions) of `images` (key -> file) and store them in `folder`, rows in the order given."
+    "Describe `boxes` (key -> (n, 4) fractions) of `images` (key -> file) and store them in `folder`, in their order."
     if missing := sorted(set(boxes) - set(images)):
-        raise KeyError(f"{folder}: no picture of {missing[0]!r}, whose boxes are to be described ({len(missing)} such images)")
+        raise KeyError(f"{folder}: no picture of {missing[0]!r} to describe boxes of ({len(missing)} such images)")
     def look(keys, pictures):
         sizes = [np.tile(picture.shape[1::-1], 2) for picture in pictures]
-        return detector.describe(pictures, [(np.clip(boxes[key], 0, 1) * size).astype(np.float32) for key, size in zip(keys, sizes)])
+        return detector.describe(pictures, [np.clip(boxes[key], 0, 1) * size for key, size in zip(keys, sizes)])
     return _write(detector, {key: images[key] for key in boxes}, folder, batch_size, "given", look)

@@ -30,7 +30,7 @@ class StoreError(Exception):
 
 # %% ../../nbs/30_store.ipynb #problem
 def _problem(regions: Regions, feature_dim: int, classes: int) -> str | None:
-    "What keeps these regions out of a store of `feature_dim` features and `classes` probabilities per row; None if nothing."
+    "What keeps these regions out of a store of `feature_dim` features and `classes` probabilities per row; or None."
     count, x1y1, x2y2 = len(regions.boxes), regions.boxes[:, :2], regions.boxes[:, 2:]
     if count == 0: return "no regions; an image needs at least one"
     if regions.features.shape != (count, feature_dim):
@@ -40,7 +40,8 @@ def _problem(regions: Regions, feature_dim: int, classes: int) -> str | None:
     if x1y1.min() < -1 or (x2y2 > np.array([regions.width, regions.height]) + 1).any():
         return f"a box outside of the picture of {regions.width} x {regions.height} pixels"
     found = None if regions.class_probs is None else regions.class_probs.shape
-    if found != ((count, classes) if classes else None): return f"class_probs of shape {found}, expected {classes} classes"
+    if found != ((count, classes) if classes else None):
+        return f"class_probs of shape {found}, expected {classes} classes"
 
 # %% ../../nbs/30_store.ipynb #as-stored
 FIELDS = {"features": "<f2", "boxes": "<f4", "class_probs": "<f2"}
@@ -72,7 +73,8 @@ class _Shard:
         for field, file in self.files.items():
             file.flush()
             os.fsync(file.fileno())
-            entry[field] = {"file": Path(file.name).name, "bytes": file.tell(), "sha256": self.digests[field].hexdigest()}
+            entry[field] = {"file": Path(file.name).name, "bytes": file.tell(),
+                            "sha256": self.digests[field].hexdigest()}
             file.close()
         return {"rows": self.rows, "fields": entry}
 
@@ -88,7 +90,8 @@ def _write_manifest(folder: Path, manifest: dict):
 def _described(path: Path) -> dict:
     "Name, size and digest of a file, as the manifest lists them."
     with open(path, "rb") as file:
-        return {"file": path.name, "bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
 
 # %% ../../nbs/30_store.ipynb #claim
 def _claim(folder: Path):
@@ -158,7 +161,7 @@ def read_manifest(folder) -> dict:
     "The manifest of a complete region store; raises `StoreError` if a file is missing or has another size."
     folder = Path(folder)
     if not (folder / "manifest.json").exists():
-        raise StoreError(f"{folder}: no manifest.json, so this is not a complete region store; run the extraction again")
+        raise StoreError(f"{folder}: no manifest.json, so this is no complete region store; run the extraction again")
     manifest = json.loads((folder / "manifest.json").read_text())
     if manifest.get("schema") != SCHEMA:
         raise StoreError(f"{folder}: schema {manifest.get('schema')!r}, this version reads {SCHEMA}; extract again")
@@ -166,7 +169,7 @@ def read_manifest(folder) -> dict:
         path = folder / entry["file"]
         size = path.stat().st_size if path.exists() else 0
         if size != entry["bytes"]:
-            raise StoreError(f"{path}: {size} bytes, manifest.json says {entry['bytes']}; copy or extract the store again")
+            raise StoreError(f"{path}: {size} bytes, manifest.json says {entry['bytes']}; copy or extract it again")
     return manifest
 
 # %% ../../nbs/30_store.ipynb #verify
@@ -175,7 +178,7 @@ def verify(folder) -> dict:
     manifest = read_manifest(folder)
     for entry in _listed(manifest):
         if _described(Path(folder) / entry["file"]) != entry:
-            raise StoreError(f"{Path(folder) / entry['file']}: damaged (SHA-256 differs); copy or extract the store again")
+            raise StoreError(f"{Path(folder) / entry['file']}: damaged (SHA-256 differs); copy or extract it again")
     return manifest
 
 # %% ../../nbs/30_store.ipynb #find

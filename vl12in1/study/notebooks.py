@@ -99,7 +99,7 @@ def execute(notebook: str, **parameters: str) -> Path:
     try:
         execute_notebook(source, target, parameters, kernel_name="python3", language="python", cwd=root(),
                          progress_bar=False, request_save_on_cell_execute=False, autosave_cell_every=0,
-                         stderr_file=sys.stderr, extra_arguments=["--log-level=ERROR"])
+                         stderr_file=sys.stderr, extra_arguments=["--log-level=CRITICAL"])
     except PapermillExecutionError as error:
         trace = plain("\n".join(error.traceback))
         raise NotebookError(f"{source}: cell {error.cell_index}\n{trace}\nthe notebook up to there: {target}") from None

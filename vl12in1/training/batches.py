@@ -7,7 +7,7 @@ __all__ = ['BUILDERS', 'Sources', 'given_rows', 'image_regions', 'pad', 'Example
            'entail_batch', 'soft', 'region_batch', 'candidate_batch', 'ground_batch', 'looks_alike', 'Pool', 'pool_of',
            'match_batch', 'generator', 'TrainingBatches', 'stream']
 
-# %% ../../nbs/53_batches.ipynb #43b77a05
+# %% ../../nbs/53_batches.ipynb #89ee5dba
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.neighbors import NearestNeighbors
 from torch.utils.data import DataLoader, Dataset
 
 from ..boxes import iou, spatial_rows, to_fractions
@@ -157,6 +156,7 @@ def ground_batch(examples, rows, rng=None) -> Batch:
 # %% ../../nbs/53_batches.ipynb #looks-alike
 def looks_alike(sources, keys) -> np.ndarray:
     "Nearest other images of each image by mean feature: (n, k) positions in `keys`, k = 99 as published, or a tenth of them."
+    from sklearn.neighbors import NearestNeighbors  # seconds to import, and only retrieval needs it
     means = np.stack([sources.detected[key].features.mean(0, dtype=np.float32) for key in keys])
     near = NearestNeighbors(n_neighbors=1 + min(99, max(1, len(keys) // 10)), algorithm="ball_tree").fit(means)
     order = near.kneighbors(means, return_distance=False)

@@ -6,7 +6,7 @@
 __all__ = ['TrainingConfig', 'Feed', 'build_model', 'Trainer', 'set_rates', 'step', 'validate', 'random_state', 'save',
            'fingerprint', 'resume']
 
-# %% ../../nbs/56_trainer.ipynb #eb95a849
+# %% ../../nbs/56_trainer.ipynb #25a3985e
 import hashlib
 import json
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..model import TwelveInOne, ViLBERTConfig, parameter_groups
 from ..tasks import TASKS, loss_scales
@@ -34,12 +34,13 @@ class TrainingConfig:
     weight_decay: float = .01
     warmup: float = .1                    # share of the iterations with a rising learning rate
     batch_fraction: float = 1.            # of the batch sizes in the task table
+    batch_minimum: int = 1                # but never fewer examples than these
     checkpoint_every: int = 1000          # iterations between two checkpoints
     seed: int = 0
 
     def batch_size(self, task) -> int:
-        "Examples per step of a task (name), at least one."
-        return max(1, round(TASKS[task].batch_size * self.batch_fraction))
+        "Examples per step of a task (name)."
+        return max(self.batch_minimum, round(TASKS[task].batch_size * self.batch_fraction))
 
 # %% ../../nbs/56_trainer.ipynb #feed
 @dataclass(frozen=True)

@@ -13,5 +13,5 @@ from .scenes import Scene, Thing, sample_scene
 from .writers import photograph, photograph_files, write_world
 
 # %% ../../nbs/19_world.ipynb #all
-_all_ = ["Scene", "Thing", "World", "WorldConfig", "encode", "photograph", "photograph_files", "plan_world", "render", "sample_scene",
-         "write_world"]
+_all_ = ["Scene", "Thing", "World", "WorldConfig", "encode", "photograph", "photograph_files", "plan_world", "render",
+         "sample_scene", "write_world"]

@@ -28,7 +28,8 @@ def words(text: str) -> list[str]:
 
 
 def _karpathy_image(number, split, texts, first, **names):
-    sentences = [{"tokens": words(text), "raw": text, "imgid": number, "sentid": first + place} for place, text in enumerate(texts)]
+    sentences = [{"tokens": words(text), "raw": text, "imgid": number, "sentid": first + place}
+                 for place, text in enumerate(texts)]
     ids = [sentence["sentid"] for sentence in sentences]
     return {"sentids": ids, "imgid": number, "sentences": sentences, "split": split, **names}
 
@@ -56,32 +57,40 @@ def flickr30k_files(world: World) -> dict[str, bytes]:
 
 # %% ../../nbs/18c_caption_files.ipynb #parses
 def _parses(text, number):
-    tokens = text.rstrip(".").split()
-    flat = " ".join(f"(X {token})" for token in tokens)
-    return {f"sentence{number}_binary_parse": "( " * (len(tokens) - 1) + tokens[0] + "".join(f" {token} )" for token in tokens[1:]),
-            f"sentence{number}_parse": f"(ROOT (NP {flat}))"}
+    tokens = words(text)
+    flat, nested = " ".join(f"(X {token})" for token in tokens), tokens[0]
+    for token in tokens[1:]:
+        nested = f"( {nested} {token} )"
+    return {f"sentence{number}_binary_parse": nested, f"sentence{number}_parse": f"(ROOT (NP {flat}))"}
 
 # %% ../../nbs/18c_caption_files.ipynb #entailment-records
 def _entailment_records(world, key, premises):
-    rng, scene, image = world.generator("snli_ve", key), world.scenes[key], f"{image_number(key)}.jpg"
+    rng, image = world.generator("snli_ve", key), f"{image_number(key)}.jpg"
     for place, premise in enumerate(premises[:world.config.hypotheses]):
         caption = f"{image}#{place}"
-        for text, label in hypotheses(scene, rng):
-            yield {"annotator_labels": [label], "captionID": caption, "gold_label": label, "pairID": f"{caption}r1{label[0]}",
-                   "sentence1": premise, **_parses(premise, 1), "sentence2": text, **_parses(text, 2), "Flikr30kID": image}
+        for text, label in hypotheses(world.scenes[key], rng):
+            yield {"annotator_labels": [label], "captionID": caption, "gold_label": label,
+                   "pairID": f"{caption}r1{label[0]}", "sentence1": premise, **_parses(premise, 1),
+                   "sentence2": text, **_parses(text, 2), "Flikr30kID": image}
 
 # %% ../../nbs/18c_caption_files.ipynb #snli-ve-files
 def snli_ve_files(world: World) -> dict[str, bytes]:
     "Three files of JSON lines; premises are the captions of Flickr30k."
-    premises = {key: texts for split in world.splits["flickr30k"] for key, texts in _split_captions(world, "flickr30k", split).items()}
+    premises = {}
+    for split in world.splits["flickr30k"]:
+        premises |= _split_captions(world, "flickr30k", split)
     return {f"snli_ve/snli_ve_{split}.jsonl": as_json_lines(
         record for key in keys for record in _entailment_records(world, key, premises[key]))
         for split, keys in world.splits["snli_ve"].items()}
 
-# %% ../../nbs/18c_caption_files.ipynb #conceptual-captions-files
+# %% ../../nbs/18c_caption_files.ipynb #alt-text
+def _alt_text(world, key):
+    return web_caption(world.scenes[key], world.generator("conceptual_captions", key))
+
+
 def conceptual_captions_files(world: World) -> dict[str, bytes]:
     "The training and the validation table."
     names = {"train": "Train_GCC-training", "val": "Validation_GCC-1.1.0-Validation"}
-    return {f"conceptual_captions/{names[split]}.tsv": "".join(
-        f"{web_caption(world.scenes[key], world.generator('conceptual_captions', key))}\t{world.urls[key]}\n" for key in keys).encode()
-        for split, keys in world.splits["conceptual_captions"].items()}
+    return {f"conceptual_captions/{names[split]}.tsv":
+            "".join(f"{_alt_text(world, key)}\t{world.urls[key]}\n" for key in keys).encode()
+            for split, keys in world.splits["conceptual_captions"].items()}

@@ -27,8 +27,8 @@ def as_json_lines(rows) -> bytes:
 
 
 def as_pickle(content) -> bytes:
-    "A pickle of the protocol that Python 2 wrote; `refs(unc).p` is one."
-    return pickle.dumps(content, protocol=2)
+    "A pickle of the protocol that Python 2 wrote, of what JSON could hold; `refs(unc).p` is one."
+    return pickle.dumps(json.loads(json.dumps(content)), protocol=2)
 
 
 def as_gzip(content: bytes) -> bytes:
@@ -53,7 +53,7 @@ def xywh(thing: Thing) -> list[float]:
 
 
 def whole_xywh(thing: Thing) -> list[int]:
-    "A thing's box as Visual Genome writes it; rounding stays inside the picture, which all boxes keep a pixel away from."
+    "A thing's box as Visual Genome writes it; rounded, it still lies in the picture, since all boxes leave a pixel."
     x1, y1, x2, y2 = map(round, thing.box)
     return [x1, y1, x2 - x1, y2 - y1]
 
@@ -75,8 +75,8 @@ def coco_annotation(image: int, index: int, thing: Thing) -> dict:
     "The record of one thing in a list of annotations."
     x, y, width, height = xywh(thing)
     corners = [x, y, x + width, y, x + width, y + height, x, y + height]
-    return {"segmentation": [corners], "area": width * height, "iscrowd": 0, "image_id": image, "bbox": [x, y, width, height],
-            "category_id": category_id(thing), "id": object_id(image, index)}
+    return {"segmentation": [corners], "area": width * height, "iscrowd": 0, "image_id": image,
+            "bbox": [x, y, width, height], "category_id": category_id(thing), "id": object_id(image, index)}
 
 
 def category_id(thing: Thing) -> int:
@@ -102,7 +102,7 @@ def coco_instances(world: World, keys, title: str) -> dict:
 
 # %% ../../nbs/18a_formats.ipynb #distinct
 def distinct(draw, count: int, text=lambda drawn: drawn) -> list:
-    "Up to `count` results of `draw()` that differ in their `text`; None does not count. Stops after twenty draws for each."
+    "Up to `count` results of `draw()` that differ in their `text`, None apart; stops after twenty draws for each."
     found = {}
     for _ in range(20 * count):
         drawn = draw()

@@ -13,5 +13,5 @@ from .references import dialogue, expressions, which_question
 from .statements import captions, hypotheses, pair_statement, web_caption
 
 # %% ../../nbs/17_language.ipynb #all
-_all_ = ["Question", "annotators", "captions", "dialogue", "expressions", "gqa_question", "hypotheses", "pair_statement", "run_program",
-         "vg_question", "vqa_question", "web_caption", "which_question"]
+_all_ = ["Question", "annotators", "captions", "dialogue", "expressions", "gqa_question", "hypotheses",
+         "pair_statement", "run_program", "vg_question", "vqa_question", "web_caption", "which_question"]

@@ -6,15 +6,15 @@
 __all__ = ['PROGRAMS', 'OPERATIONS', 'related_mention', 'either_mention', 'find_steps', 'run_program', 'question_types',
            'full_answer', 'gqa_question']
 
-# %% ../../nbs/14_programs.ipynb #ec9f4030
+# %% ../../nbs/14_programs.ipynb #74a8126f
 from .questions import (QUESTIONS, Question, attempt, attribute_pair, exists_pair, mention, nameless,
                                      present, relative_pair, shared, yes_no)
-from .words import (KIND, RELATIONS, WORDS, Facts, Phrase, coin, denote, describe, facts, pick, say, with_article,
-                                 write)
+from .words import (KIND, RELATIONS, WORDS, Facts, Phrase, coin, denote, describe, facts, pick, say,
+                                 with_article, write)
 
 # %% ../../nbs/14_programs.ipynb #related-mention
 def related_mention(known: Facts, index: int, rng, category=True, without=()):
-    "A phrase for thing `index` through its relation to another one, with or without its category; None if none is found."
+    "A phrase for thing `index` through its relation to another one, or None; `category=False` leaves its noun out."
     thing = known.things[index]
     ways = [(name, other) for name in RELATIONS for other, near in enumerate(known.related[name]) if index in near]
     if not ways:
@@ -110,7 +110,7 @@ def _either_pair(known, rng):
 
 # %% ../../nbs/14_programs.ipynb #compared
 def _compared(known, rng, wanted):
-    "Mentions of a thing, of one that shares an aspect with it and of one that does not, and the aspect's kind; or None."
+    "Values for a thing and one that shares color or texture with it, and for one that does not; or None."
     kind, first = pick(rng, ("color", "texture")), int(rng.integers(len(known.things)))
     told = WORDS[kind]
     others = [index for index in range(len(known.things)) if index != first]
@@ -131,8 +131,10 @@ def _common_values(known, rng):
 
 # %% ../../nbs/14_programs.ipynb #pairs
 _PAIRS = {
-    "exists": _gqa_exists_pair, "attribute": _gqa_attribute_pair, "relative": relative_pair, "both": _both_pair, "either": _either_pair,
-    "same": lambda known, rng: _compared(known, rng, "same"), "different": lambda known, rng: _compared(known, rng, "different"),
+    "exists": _gqa_exists_pair, "attribute": _gqa_attribute_pair, "relative": relative_pair,
+    "both": _both_pair, "either": _either_pair,
+    "same": lambda known, rng: _compared(known, rng, "same"),
+    "different": lambda known, rng: _compared(known, rng, "different"),
 }
 _OPEN = {
     "color": _gqa_property("color"), "texture": _gqa_property("texture"), "name": _gqa_property("category"),
@@ -257,17 +259,20 @@ def run_program(program: list, scene) -> str:
     known, results = facts(scene), []
     for step in program:
         verb, _, kind = step["operation"].partition(" ")
-        results.append(OPERATIONS[verb](known, kind, step["argument"], *(results[number] for number in step["dependencies"])))
+        inputs = [results[number] for number in step["dependencies"]]
+        results.append(OPERATIONS[verb](known, kind, step["argument"], *inputs))
     return yes_no(results[-1]) if isinstance(results[-1], bool) else results[-1]
 
 # %% ../../nbs/14_programs.ipynb #question-types
 _TYPES = {
-    "exists": ("verify", "obj", "exist"), "attribute": ("verify", "attr", "verifyAttr"), "relative": ("verify", "rel", "relVerify"),
-    "color": ("query", "attr", "directOf"), "texture": ("query", "attr", "directOf"), "name": ("query", "cat", "category"),
-    "ground": ("query", "global", "place"),
+    "exists": ("verify", "obj", "exist"), "attribute": ("verify", "attr", "verifyAttr"),
+    "relative": ("verify", "rel", "relVerify"),
+    "color": ("query", "attr", "directOf"), "texture": ("query", "attr", "directOf"),
+    "name": ("query", "cat", "category"), "ground": ("query", "global", "place"),
     "choose": ("choose", "attr", "chooseAttr"), "choose relation": ("choose", "rel", "relChooser"),
     "both": ("logical", "obj", "existAnd"), "either": ("logical", "obj", "existOr"),
-    "same": ("compare", "attr", "twoSame"), "different": ("compare", "attr", "twoDifferent"), "common": ("compare", "attr", "twoCommon"),
+    "same": ("compare", "attr", "twoSame"), "different": ("compare", "attr", "twoDifferent"),
+    "common": ("compare", "attr", "twoCommon"),
 }
 
 
@@ -286,7 +291,8 @@ _FULL = {
     "both": ("yes, there are both {a} and {a}.", "no, there are not both {a} and {a}."),
     "either": ("yes, there is {a} or {a}.", "no, there is neither {a} nor {a}."),
     "same": ("yes, {the} and {the} have the same {aspect}.", "no, {the} and {the} do not have the same {aspect}."),
-    "different": ("yes, {the} and {the} have a different {aspect}.", "no, {the} and {the} do not have a different {aspect}."),
+    "different": ("yes, {the} and {the} have a different {aspect}.",
+                  "no, {the} and {the} do not have a different {aspect}."),
 }
 
 
@@ -300,12 +306,14 @@ def full_answer(form: str, values, answer: str) -> str:
     if form == "common":
         return f"{subject} and {say(values[1], 'the', 'that is')} have the same {answer}."
     if form == "choose relation":
-        return write("{the} is {relation} {the}.", values[0], next(name for name in values[1:3] if name.startswith(answer)), values[3])
+        name = next(name for name in values[1:3] if name.startswith(answer))
+        return write("{the} is {relation} {the}.", values[0], name, values[3])
     return f"{subject} is {with_article(answer, 'a') if form == 'name' else answer}."
 
 # %% ../../nbs/14_programs.ipynb #gqa-question
-_GQA_FORMS = {"color": .22, "name": .24, "texture": .03, "ground": .05, "exists": .1, "attribute": .08, "relative": .06, "choose": .06,
-              "choose relation": .05, "both": .03, "either": .03, "same": .02, "different": .02, "common": .01}
+_GQA_FORMS = {"color": .22, "name": .24, "texture": .03, "ground": .05,
+              "exists": .1, "attribute": .08, "relative": .06, "choose": .06, "choose relation": .05,
+              "both": .03, "either": .03, "same": .02, "different": .02, "common": .01}
 
 
 def gqa_question(scene, rng) -> Question:

@@ -17,57 +17,69 @@ from .plan import World
 def _vqa_questions(world, key, bounds):
     rng, scene = world.generator("vqa", key), world.scenes[key]
     drawn = distinct(lambda: vqa_question(scene, rng), how_many(rng, bounds), lambda question: question.text)
-    return [(image_number(key) * 1000 + number, question, annotators(question, rng)) for number, question in enumerate(drawn)]
+    first = image_number(key) * 1000
+    return [(first + place, question, annotators(question, rng)) for place, question in enumerate(drawn)]
 
 # %% ../../nbs/18b_question_files.ipynb #vqa-annotation
 def _vqa_annotation(number, question, answers):
-    listed = [{"answer": answer, "answer_confidence": "yes" if answer == question.answer else "maybe", "answer_id": place}
+    sure = {True: "yes", False: "maybe"}
+    listed = [{"answer": answer, "answer_confidence": sure[answer == question.answer], "answer_id": place}
               for place, answer in enumerate(answers, 1)]
     return {"question_type": question.question_type, "multiple_choice_answer": Counter(answers).most_common(1)[0][0],
             "answers": listed, "image_id": number // 1000, "answer_type": question.answer_type, "question_id": number}
 
-# %% ../../nbs/18b_question_files.ipynb #vqa-files
+# %% ../../nbs/18b_question_files.ipynb #vqa-pair
+def _vqa_pair(world, subset, keys):
+    "The contents of the question file and the annotation file of one subset."
+    bounds = world.config.vqa_test_questions if subset == "test2015" else world.config.vqa_questions
+    asked = [item for key in keys for item in _vqa_questions(world, key, bounds)]
+    head = {"info": info(f"VQA v2.0 {subset}"), "data_type": "mscoco", "data_subtype": subset,
+            "license": {"url": "http://creativecommons.org/licenses/by/4.0/", "name": "Attribution 4.0"}}
+    questions = [{"question_id": number, "image_id": number // 1000, "question": question.text}
+                 for number, question, _ in asked]
+    return (head | {"task_type": "Open-Ended", "questions": questions},
+            head | {"annotations": [_vqa_annotation(*item) for item in asked]})
+
+
 def vqa_files(world: World) -> dict[str, bytes]:
     "Question and annotation files of VQA v2; the test questions have answers too, which upstream keeps on its server."
     files = {}
     for subset, keys in world.splits["vqa"].items():
-        bounds = world.config.vqa_test_questions if subset == "test2015" else world.config.vqa_questions
-        asked = [item for key in keys for item in _vqa_questions(world, key, bounds)]
-        head = {"info": info(f"VQA v2.0 {subset}"), "data_type": "mscoco", "data_subtype": subset,
-                "license": {"url": "http://creativecommons.org/licenses/by/4.0/", "name": "Attribution 4.0"}}
-        files[f"vqa/v2_OpenEnded_mscoco_{subset}_questions.json"] = as_json(head | {
-            "task_type": "Open-Ended", "questions": [
-                {"image_id": number // 1000, "question": question.text, "question_id": number} for number, question, _ in asked]})
-        files[f"vqa/v2_mscoco_{subset}_annotations.json"] = as_json(
-            head | {"annotations": [_vqa_annotation(*item) for item in asked]})
+        questions, annotations = _vqa_pair(world, subset, keys)
+        files[f"vqa/v2_OpenEnded_mscoco_{subset}_questions.json"] = as_json(questions)
+        files[f"vqa/v2_mscoco_{subset}_annotations.json"] = as_json(annotations)
     return files
 
-# %% ../../nbs/18b_question_files.ipynb #genome-image
+# %% ../../nbs/18b_question_files.ipynb #genome-url
+def _genome_url(number):
+    return f"https://cs.stanford.edu/people/rak248/VG_100K_2/{number}.jpg"
+
+
 def _genome_image(world, key, number):
     scene = world.scenes[key]
-    return {"width": scene.width, "height": scene.height, "url": f"https://cs.stanford.edu/people/rak248/VG_100K_2/{number}.jpg",
-            "image_id": number, "coco_id": image_number(key) if key in world.coco_sets else None,
-            "flickr_id": number * 1741 + 1_300_000_007}
+    coco = image_number(key) if key in world.coco_sets else None
+    return {"width": scene.width, "height": scene.height, "url": _genome_url(number), "image_id": number,
+            "coco_id": coco, "flickr_id": number * 1741 + 1_300_000_007}
 
 
 def _genome_questions(world, key, number):
     rng, scene = world.generator("visual_genome", key), world.scenes[key]
-    drawn = distinct(lambda: vg_question(scene, rng), how_many(rng, world.config.visual_genome_questions), lambda one: one.text)
+    count = how_many(rng, world.config.visual_genome_questions)
+    drawn = distinct(lambda: vg_question(scene, rng), count, lambda question: question.text)
     return {"id": number, "qas": [
-        {"a_objects": [], "question": one.text, "image_id": number, "qa_id": number * 10 + place, "answer": one.answer, "q_objects": []}
-        for place, one in enumerate(drawn)]}
+        {"a_objects": [], "question": question.text, "image_id": number, "qa_id": number * 10 + place,
+         "answer": question.answer, "q_objects": []} for place, question in enumerate(drawn)]}
 
 # %% ../../nbs/18b_question_files.ipynb #genome-object
 def _genome_object(number, index, thing):
     x, y, width, height = whole_xywh(thing)
-    return {"synsets": [f"{thing.category}.n.01"], "h": height, "object_id": object_id(number, index), "merged_object_ids": [],
-            "names": [thing.category], "w": width, "y": y, "x": x}
+    return {"synsets": [f"{thing.category}.n.01"], "h": height, "object_id": object_id(number, index),
+            "merged_object_ids": [], "names": [thing.category], "w": width, "y": y, "x": x}
 
 
 def _genome_objects(world, key, number):
     things = [_genome_object(number, index, thing) for index, thing in enumerate(world.scenes[key].things)]
-    url = f"https://cs.stanford.edu/people/rak248/VG_100K_2/{number}.jpg"
-    return {"image_id": number, "objects": things, "image_url": url}
+    return {"image_id": number, "objects": things, "image_url": _genome_url(number)}
 
 
 def _genome_attributes(world, key, number):
@@ -80,7 +92,8 @@ def visual_genome_files(world: World) -> dict[str, bytes]:
     "The four files of Visual Genome, each a list of images in the order of their numbers."
     parts = {"image_data": _genome_image, "question_answers": _genome_questions, "objects": _genome_objects,
              "attributes": _genome_attributes}
-    return {f"visual_genome/{name}.json": as_json([record(world, key, number) for key, number in world.visual_genome.items()])
+    images = world.visual_genome.items()
+    return {f"visual_genome/{name}.json": as_json([record(world, key, number) for key, number in images])
             for name, record in parts.items()}
 
 # %% ../../nbs/18b_question_files.ipynb #with-object-ids
@@ -91,39 +104,41 @@ def _with_object_ids(argument, image):
 
 
 def _program_text(steps):
-    return "->".join(f"{step['operation']}: {step['argument']} [{','.join(map(str, step['dependencies']))}]" for step in steps)
+    texts = (f"{step['operation']}: {step['argument']} {step['dependencies']}" for step in steps)
+    return "->".join(text.replace(", ", ",") for text in texts)
 
 # %% ../../nbs/18b_question_files.ipynb #pointers
 def _pointers(text, steps):
-    "Position of a word -> object number, for the names in `text` that a step of the program selects; one object each."
+    "Position of a word -> object number, for the names in `text` that some of `steps` select as one object."
     words = re.findall(r"[a-z]+", text.lower())
     named = [re.fullmatch(r"(\w+)(?:,.*)? \((\d+)\)", step["argument"]) for step in steps]
     return {str(words.index(found[1])): found[2] for found in named if found and found[1] in words}
 
 # %% ../../nbs/18b_question_files.ipynb #gqa-record
-def _gqa_record(question, name, key, image):
-    steps = [step | {"argument": _with_object_ids(step["argument"], image)} for step in question.program]
-    pointers = {"question": _pointers(question.text, steps), "answer": {}, "fullAnswer": _pointers(question.full_answer, steps)}
-    kind = question.types["detailed"]
-    groups = {"global": question.types["semantic"], "local": f"{len(steps)}-{kind}"}
-    return {"semantic": steps, "entailed": [], "equivalent": [name], "question": question.text, "imageId": key,
+def _gqa_record(question, number, image, objects):
+    "The record of question `number` about the image named `image`; object numbers start at ten times `objects`."
+    steps = [step | {"argument": _with_object_ids(step["argument"], objects)} for step in question.program]
+    asked, told = (_pointers(text, steps) for text in (question.text, question.full_answer))
+    groups = {"global": question.types["semantic"], "local": f"{len(steps)}-{question.types['detailed']}"}
+    return {"semantic": steps, "entailed": [], "equivalent": [number], "question": question.text, "imageId": image,
             "isBalanced": True, "groups": groups, "answer": question.answer, "semanticStr": _program_text(steps),
-            "annotations": pointers, "types": question.types, "fullAnswer": question.full_answer}
+            "annotations": {"question": asked, "answer": {}, "fullAnswer": told}, "types": question.types,
+            "fullAnswer": question.full_answer}
 
 
-def _gqa_questions(world, key, bounds):
+def _gqa_questions(world, key, count):
     rng, scene = world.generator("gqa", key), world.scenes[key]
     image = world.visual_genome.get(key, image_number(key))
-    name = str(image) if key in world.visual_genome else key.split(":")[1]
-    drawn = distinct(lambda: gqa_question(scene, rng), how_many(rng, bounds), lambda question: question.text)
-    numbers = [f"{'' if key in world.visual_genome else '20'}{image * 10 + place:08d}" for place in range(len(drawn))]
+    name, prefix = (str(image), "") if key in world.visual_genome else (key.split(":")[1], "20")
+    drawn = distinct(lambda: gqa_question(scene, rng), count, lambda question: question.text)
+    numbers = [f"{prefix}{image * 10 + place:08d}" for place in range(len(drawn))]
     return {number: _gqa_record(question, number, name, image) for number, question in zip(numbers, drawn, strict=True)}
 
 # %% ../../nbs/18b_question_files.ipynb #gqa-files
 def gqa_files(world: World) -> dict[str, bytes]:
-    "The balanced questions of GQA by split: question number -> record; images are Visual Genome's, or GQA's own in testdev."
-    config = world.config
-    bounds = {"train": config.gqa_questions, "val": config.gqa_val_questions, "testdev": config.gqa_test_questions}
-    return {f"gqa/{split}_balanced_questions.json": as_json(
-        {number: record for key in keys for number, record in _gqa_questions(world, key, bounds[split]).items()})
-        for split, keys in world.splits["gqa"].items()}
+    "GQA's balanced questions by split: question number -> record; testdev has photographs of its own."
+    files = {}
+    for (split, keys), count in zip(world.splits["gqa"].items(), world.config.gqa_questions, strict=True):
+        records = {number: record for key in keys for number, record in _gqa_questions(world, key, count).items()}
+        files[f"gqa/{split}_balanced_questions.json"] = as_json(records)
+    return files

@@ -8,11 +8,11 @@ __all__ = ['QUESTIONS', 'ANSWERS', 'YES_NO', 'the_one', 'yes_no', 'shared', 'pro
            'relative_pair', 'phrases_of', 'draw_question', 'attempt', 'vqa_question', 'annotators', 'as_sentence',
            'vg_question']
 
-# %% ../../nbs/13_questions.ipynb #c51bc72f
+# %% ../../nbs/13_questions.ipynb #06d8dde0
 from dataclasses import dataclass, field
 
 from .words import (GROUNDS, KIND, NUMBERS, POSITIONS, RELATIONS, SPELLINGS, WORDS, Facts, Phrase, coin,
-                                 combinations_of, denote, describe, facts, names, noun_phrase, pick, pick_weighted, read, say,
+                                 combinations_of, denote, describe, facts, looks, names, pick, pick_weighted, say,
                                  with_article, write)
 
 # %% ../../nbs/13_questions.ipynb #questions
@@ -133,13 +133,13 @@ def mention(known: Facts, index: int, rng, without=()):
 def nameless(known: Facts, index: int, rng):
     "A phrase for thing `index` that does not say what it is, *the red thing*; None if there is none."
     thing = known.things[index]
-    options = [words for words in combinations_of((thing.size, thing.texture, thing.color))[1:]
-               if denote(Phrase(words), known) == {index}]
+    options = [words for words in combinations_of(looks(thing))[1:] if denote(Phrase(words), known) == {index}]
     shortest = [words for words in options if len(words) == len(options[0])]
     return Phrase(pick(rng, shortest)) if options else None
 
 # %% ../../nbs/13_questions.ipynb #present
-_EXISTS = (("color", "category"), ("texture", "category"), ("size", "category"), ("color", "texture"), ("category", "position"))
+_EXISTS = (("color", "category"), ("texture", "category"), ("size", "category"), ("color", "texture"),
+           ("category", "position"))
 
 
 def present(known: Facts, kind: str) -> list[str]:
@@ -273,7 +273,7 @@ _VQA_TYPES = {"yes/no": .35, "number": .2, "other": .45}
 
 
 def attempt(known, rng, weights, pairs=YES_NO, singles=_OPEN):
-    "A form of `weights`, its values and its answer: the ground's if no form is found. Each form is tried eight times, to keep the weights."
+    "A form of `weights`, its values and its answer; the ground's if no form is found."
     for _ in range(20):
         form = pick_weighted(rng, weights)
         made = next(filter(None, (draw_question(known, rng, form, pairs, singles) for _ in range(8))), None)
@@ -290,8 +290,8 @@ def vqa_question(scene, rng) -> Question:
     return Question(text, answer, "other" if form == "ground" else answer_type, leading_words(text))
 
 # %% ../../nbs/13_questions.ipynb #as-typed
-_ANSWER_KINDS = (*((words) for kind, words in WORDS.items() if kind != "position"), ("yes", "no"), tuple("01234"), tuple(GROUNDS),
-                 tuple(POSITIONS.values()), tuple(GROUNDS.values()))
+_ANSWER_KINDS = (*(words for kind, words in WORDS.items() if kind != "position"), ("yes", "no"), tuple("01234"),
+                 tuple(GROUNDS), tuple(POSITIONS.values()), tuple(GROUNDS.values()))
 _ALIKE = {answer: tuple(other for other in kind if other != answer) for kind in _ANSWER_KINDS for answer in kind}
 
 
@@ -306,12 +306,12 @@ def _as_typed(answer, rng):
 
 # %% ../../nbs/13_questions.ipynb #annotators
 def annotators(question: Question, rng) -> list[str]:
-    "Ten raw answers: the true one with probability 0.9, at least six times, else another of its kind; some in raw spelling."
+    "Ten raw answers: the true one with probability 0.9 and at least six times, else another of its kind."
     wrong = rng.random(10) > .9
     wrong[wrong.nonzero()[0][4:]] = False
     typed = rng.random(10) < .1
-    answers = [pick(rng, _ALIKE.get(question.answer, ("yes", "no"))) if miss else question.answer for miss in wrong]
-    return [_as_typed(answer, rng) if variant else answer for answer, variant in zip(answers, typed)]
+    answers = [pick(rng, _ALIKE[question.answer]) if miss else question.answer for miss in wrong]
+    return [_as_typed(answer, rng) if variant else answer for answer, variant in zip(answers, typed, strict=True)]
 
 # %% ../../nbs/13_questions.ipynb #as-sentence
 def as_sentence(answer: str) -> str:
@@ -323,8 +323,8 @@ def as_sentence(answer: str) -> str:
     return f"{answer.capitalize()}."
 
 # %% ../../nbs/13_questions.ipynb #vg-question
-_VG_FORMS = {"color": .24, "count": .13, "name": .2, "neighbour": .18, "found": .08, "where": .08, "texture": .02, "scene": .04,
-             "ground": .03}
+_VG_FORMS = {"color": .24, "count": .13, "name": .2, "neighbour": .18, "found": .08, "where": .08, "texture": .02,
+             "scene": .04, "ground": .03}
 
 
 def vg_question(scene, rng) -> Question:

@@ -6,29 +6,29 @@
 __all__ = ['STYLES', 'WHICH', 'GUESSES', 'unique_words', 'expressions', 'which_phrase', 'which_question', 'guess_denotation',
            'dialogue']
 
-# %% ../../nbs/15_references.ipynb #d98444de
+# %% ../../nbs/15_references.ipynb #ea88b899
 from .questions import mention, present
-from .words import (KIND, POSITIONS, QUALITIES, RELATIONS, WORDS, Facts, Phrase, coin, combinations_of, denote,
-                                 describe, facts, fits_only, noun_phrase, pick, pick_weighted, say, write)
+from .words import (POSITIONS, RELATIONS, Facts, Phrase, coin, combinations_of, denote, describe, facts,
+                                 fits_only, looks, noun_phrase, pick, pick_weighted, say, write)
 
 # %% ../../nbs/15_references.ipynb #unique-words
 def unique_words(known: Facts, index: int, words) -> list[tuple[str, ...]]:
     "Combinations of `words` that with the category fit only thing `index`: the shortest, and those one word longer."
     noun = known.things[index].category
-    found = [combination for combination in combinations_of(words)[1:] if fits_only(Phrase((*combination, noun)), index, known)]
-    return [combination for combination in found if len(combination) <= len(found[0]) + 1]
+    found = [some for some in combinations_of(words)[1:] if fits_only(Phrase((*some, noun)), index, known)]
+    return [some for some in found if len(some) <= len(found[0]) + 1]
 
 # %% ../../nbs/15_references.ipynb #plain-expressions
 def _plain_expressions(known, index, rng):
     thing = known.things[index]
-    return [noun_phrase(describe((*words, thing.category))) for words in unique_words(known, index, (thing.size, thing.texture, thing.color))]
+    return [noun_phrase(Phrase((*words, thing.category))) for words in unique_words(known, index, looks(thing))]
 
 
 def _located_expressions(known, index, rng):
     thing, said = known.things[index], []
     places = [(place,) for place in POSITIONS if index in known.true[place]]
     for place in places or [()]:
-        for words in unique_words(known, index, (*place, thing.size, thing.texture, thing.color)):
+        for words in unique_words(known, index, (*place, *looks(thing))):
             said.append(noun_phrase(describe((*words, thing.category)), front=coin(rng, .6)))
     short = [text for text in dict.fromkeys(said) if len(text.split()) <= 5]
     placed = [text for text in short if any(word in POSITIONS for word in text.split())]
@@ -38,9 +38,10 @@ def _located_expressions(known, index, rng):
 def _full_expressions(known, index, rng):
     thing = known.things[index]
     places = [word for word in POSITIONS if index in known.true[word]]
-    pool = [describe((*words, thing.category)) for words in unique_words(known, index, (thing.size, thing.texture, thing.color))]
-    pool += [describe((place, *words, thing.category)) for place in places for words in combinations_of((thing.size, thing.texture, thing.color))[1:4]]
-    plain = [phrase for phrase in pool if fits_only(phrase, index, known)]
+    chosen = [words for words in combinations_of(looks(thing)) if len(words) > 2]
+    chosen += [(place, word) for place in places for word in looks(thing)]
+    phrases = [describe((*words, thing.category)) for words in chosen]
+    plain = [phrase for phrase in phrases if fits_only(phrase, index, known)]
     through = _through_others(known, index, rng)
     chosen = through if through and (coin(rng) or not plain) else plain
     return [text for text in (say(phrase, "the", "that is") for phrase in chosen) if 4 < len(text.split()) < 13]
@@ -61,7 +62,7 @@ STYLES = {"refcoco": _located_expressions, "refcoco+": _plain_expressions, "refc
 
 
 def expressions(scene, index: int, rng, style: str, n: int) -> list[str]:
-    "Up to `n` distinct texts that fit only thing `index`, in the style \"refcoco\", \"refcoco+\" or \"refcocog\"; empty if there are none."
+    "Up to `n` distinct texts that fit only thing `index`, perhaps none; `style` is a key of `STYLES`."
     said = STYLES[style](facts(scene), index, rng)
     return [said[number] for number in rng.permutation(len(said))[:n]]
 
@@ -100,7 +101,7 @@ def _which_values(known, index, rng, form):
 
 # %% ../../nbs/15_references.ipynb #distractors
 def _distractors(known, index, phrase, rng):
-    "The three things outside the phrase's denotation that share most with it and with thing `index`; None if there are fewer."
+    "The three things that `phrase` does not fit and that share most with it and with thing `index`; or None."
     outside = sorted(known.everything - denote(phrase, known, perhaps=True))
     answer = known.things[index]
     def closeness(other):
@@ -134,8 +135,9 @@ _GUESS_WEIGHTS = {"name": .3, "quality": .4, "place": .2, "relation": .1}
 
 def guess_denotation(known: Facts, form: str, values) -> frozenset:
     "The things for which the answer to a guess is yes."
-    phrase = {"name": lambda phrase: phrase, "relation": lambda *value: Phrase((), *value)}.get(form, lambda word: Phrase((word,)))(*values)
-    return denote(phrase, known)
+    if form == "name":
+        return denote(*values, known)
+    return denote(Phrase((), *values) if form == "relation" else Phrase(values), known)
 
 # %% ../../nbs/15_references.ipynb #guesses
 def _guesses(known, rng, form, left):
@@ -151,7 +153,7 @@ def _guesses(known, rng, form, left):
 
 
 def _guess(known, rng, left, asked):
-    "A guess (form, values), not yet `asked`, that splits the things `left` or is true of the last one; None if there is none."
+    "A guess (form, values), not yet `asked`, that splits the things `left` or is true of the last one; or None."
     for form in (*(pick_weighted(rng, _GUESS_WEIGHTS) for _ in range(4)), *_GUESS_WEIGHTS):
         options = [(form, values) for values in _guesses(known, rng, form, left) if (form, values) not in asked
                    and 0 < len(guess_denotation(known, form, values) & left) < max(2, len(left))]
@@ -175,7 +177,7 @@ def _play(known, rng, target):
 
 
 def dialogue(scene, rng):
-    "(target index, [(question, \"Yes\" or \"No\")], \"success\", \"failure\" or \"incomplete\"); None for a single thing."
+    "(target index, [(question, Yes or No)], success, failure or incomplete), all texts; None for a single thing."
     known = facts(scene)
     if len(known.things) < 2:
         return None

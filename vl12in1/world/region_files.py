@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['refcoco_files', 'visual7w_files', 'guesswhat_files']
 
-# %% ../../nbs/18d_region_files.ipynb #2a5c1840
+# %% ../../nbs/18d_region_files.ipynb #7152fdbf
 from itertools import count
 
 from .caption_files import words
-from .formats import (as_gzip, as_json, as_json_lines, as_pickle, category_id, coco_annotation, coco_file_name, coco_image,
-                                   coco_instances, distinct, how_many, image_number, object_id, whole_xywh)
+from .formats import (as_gzip, as_json, as_json_lines, as_pickle, category_id, coco_annotation,
+                                   coco_file_name, coco_image, coco_instances, distinct, how_many, image_number,
+                                   object_id, whole_xywh)
 from .language import dialogue, expressions, which_question
 from .plan import World
 
 # %% ../../nbs/18d_region_files.ipynb #referable
 def _referable(scene, part):
-    allowed = {"testA": lambda thing: thing.category == "person", "testB": lambda thing: thing.category != "person"}
-    return [index for index, thing in enumerate(scene.things) if allowed.get(part, lambda thing: True)(thing)]
+    people = [index for index, thing in enumerate(scene.things) if thing.category == "person"]
+    others = [index for index in range(len(scene.things)) if index not in people]
+    return {"testA": people, "testB": others}.get(part, people + others)
 
 
 def _references(world, corpus, part, key, bounds, sentences):
@@ -25,8 +27,7 @@ def _references(world, corpus, part, key, bounds, sentences):
     rng, scene = world.generator(corpus, key), world.scenes[key]
     wanted, found = how_many(rng, bounds), {}
     for index in rng.permutation(_referable(scene, part)).tolist():
-        texts = expressions(scene, index, rng, corpus, sentences)
-        if texts and len(found) < wanted:
+        if len(found) < wanted and (texts := expressions(scene, index, rng, corpus, sentences)):
             found[index] = texts
     return found.items()
 
@@ -35,9 +36,9 @@ def _reference(world, key, part, number, index, texts, sentence):
     image, listed = image_number(key), []
     for place, text in enumerate(texts):
         listed.append({"tokens": words(text), "raw": text, "sent_id": sentence + place, "sent": " ".join(words(text))})
-    return {"sent_ids": [one["sent_id"] for one in listed], "file_name": coco_file_name(world, key).replace(".jpg", f"_{index}.jpg"),
-            "ann_id": object_id(image, index), "ref_id": number, "image_id": image, "split": part, "sentences": listed,
-            "category_id": category_id(world.scenes[key].things[index])}
+    return {"sent_ids": [one["sent_id"] for one in listed], "ann_id": object_id(image, index), "ref_id": number,
+            "file_name": coco_file_name(world, key).replace(".jpg", f"_{index}.jpg"), "image_id": image, "split": part,
+            "sentences": listed, "category_id": category_id(world.scenes[key].things[index])}
 
 # %% ../../nbs/18d_region_files.ipynb #refer-files
 def _refer_files(world, corpus, name, bounds, sentences):
@@ -62,18 +63,20 @@ def refcoco_files(world: World) -> dict[str, bytes]:
 # %% ../../nbs/18d_region_files.ipynb #pointing-pairs
 def _pointing_pairs(world, key):
     rng, scene, image = world.generator("visual7w", key), world.scenes[key], world.visual_genome[key]
-    drawn = distinct(lambda: which_question(scene, rng), how_many(rng, world.config.visual7w_questions), lambda one: one[0])
+    wanted = how_many(rng, world.config.visual7w_questions)
+    drawn = distinct(lambda: which_question(scene, rng), wanted, lambda asked: asked[0])
     return [{"qa_id": image * 10 + place, "image_id": image, "question": text, "answer": object_id(image, answer),
              "multiple_choices": [object_id(image, other) for other in others], "type": "which"}
             for place, (text, answer, others) in enumerate(drawn)]
 
 
 def _pointing_boxes(world, key, pairs):
-    image, offered = world.visual_genome[key], {box for pair in pairs for box in (pair["answer"], *pair["multiple_choices"])}
+    image = world.visual_genome[key]
+    offered = {box for pair in pairs for box in (pair["answer"], *pair["multiple_choices"])}
     for index, thing in enumerate(world.scenes[key].things):
-        if object_id(image, index) in offered:
-            x, y, width, height = whole_xywh(thing)
-            yield {"box_id": object_id(image, index), "x": x, "y": y, "width": width, "height": height, "name": thing.category}
+        box_id, (x, y, width, height) = object_id(image, index), whole_xywh(thing)
+        if box_id in offered:
+            yield {"box_id": box_id, "x": x, "y": y, "width": width, "height": height, "name": thing.category}
 
 # %% ../../nbs/18d_region_files.ipynb #visual7w-files
 def visual7w_files(world: World) -> dict[str, bytes]:
@@ -85,13 +88,14 @@ def visual7w_files(world: World) -> dict[str, bytes]:
             boxes.extend(_pointing_boxes(world, key, pairs))
             if pairs:
                 images.append({"image_id": number, "filename": f"v7w_{number}.jpg", "split": split, "qa_pairs": pairs})
-    return {"visual7w/dataset_v7w_pointing.json": as_json({"dataset": "visual7w-pointing", "images": images, "boxes": boxes})}
+    content = {"dataset": "visual7w-pointing", "images": images, "boxes": boxes}
+    return {"visual7w/dataset_v7w_pointing.json": as_json(content)}
 
 # %% ../../nbs/18d_region_files.ipynb #object
 def _object(key, index, thing):
     record = coco_annotation(image_number(key), index, thing)
-    return {"area": record["area"], "bbox": record["bbox"], "category": thing.category, "category_id": category_id(thing),
-            "id": record["id"], "segment": record["segmentation"]}
+    return {"area": record["area"], "bbox": record["bbox"], "category": thing.category,
+            "category_id": record["category_id"], "id": record["id"], "segment": record["segmentation"]}
 
 
 def _game(world, key, played, number, turns):
@@ -106,11 +110,11 @@ def _game(world, key, played, number, turns):
 def guesswhat_files(world: World) -> dict[str, bytes]:
     "Three packed files of games, among them some that failed or broke off."
     numbers, turns, files = count(1), count(1), {}
-    for split, keys in world.splits["guesswhat"].items():
-        bounds, games = world.config.test_games if split == "test" else world.config.games, []
+    for (split, keys), wanted in zip(world.splits["guesswhat"].items(), world.config.games, strict=True):
+        games = []
         for key in keys:
             rng, scene = world.generator("guesswhat", key), world.scenes[key]
-            played = distinct(lambda: dialogue(scene, rng), how_many(rng, bounds), lambda game: (game[0], tuple(game[1])))
+            played = distinct(lambda: dialogue(scene, rng), wanted, lambda game: (game[0], tuple(game[1])))
             games += [_game(world, key, game, next(numbers), turns) for game in played]
         files[f"guesswhat/guesswhat.{split}.jsonl.gz"] = as_gzip(as_json_lines(games))
     return files

@@ -14,7 +14,7 @@ from .words import denote, facts, hear, read, tokens_of
 
 # %% ../../nbs/17_solver.ipynb #solve-question
 def solve_question(text: str, scene) -> str:
-    "The answer to a question of VQA, Visual Genome or GQA; ValueError if the text is none or presupposes what is not there."
+    "The answer to a question; ValueError if the text is none, or presupposes what is not there."
     form, values = read(QUESTIONS, text)
     return ANSWERS[form](facts(scene), *values)
 

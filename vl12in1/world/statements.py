@@ -6,12 +6,14 @@
 __all__ = ['CAPTIONS', 'PAIRS', 'PAIR_HOLDS', 'HYPOTHESES', 'CERTAIN', 'HYPOTHESIS_LABELS', 'value_holds', 'captions',
            'web_caption', 'pair_statement', 'hypotheses']
 
-# %% ../../nbs/16_statements.ipynb #2981fe16
+# %% ../../nbs/16_statements.ipynb #353ff1c1
 from .questions import YES_NO, in_relation, phrases_of, the_one
-from .words import (WORDS, Facts, Phrase, coin, denote, describe, facts, pick, pick_weighted, say, write)
+from .words import (KIND, WORDS, Facts, Phrase, coin, denote, describe, facts, looks, pick, pick_weighted,
+                                 write)
 
 # %% ../../nbs/16_statements.ipynb #value-holds
-CAPTIONS = {"caption": ("{some}", "{some} {ground}", "{some} and {some}", "{some} and {some} {ground}", "{some} with {some} and {some}")}
+CAPTIONS = {"caption": ("{some}", "{some} {ground}", "{some} and {some}", "{some} and {some} {ground}",
+                        "{some} with {some} and {some}")}
 
 
 def value_holds(value, known: Facts) -> bool:
@@ -25,7 +27,7 @@ def value_holds(value, known: Facts) -> bool:
 # %% ../../nbs/16_statements.ipynb #mention
 def _mention(known, rng, index, detail):
     thing = known.things[index]
-    words = [word for word in (thing.size, thing.texture, thing.color) if coin(rng, detail)]
+    words = [word for word in looks(thing) if coin(rng, detail)]
     return describe((*(words or [pick(rng, (thing.color, thing.texture))]), thing.category))
 
 
@@ -47,7 +49,7 @@ def _pair_mention(known, rng, index, detail):
     return Phrase(phrase.words, name, _mention(known, rng, other, detail))
 
 # %% ../../nbs/16_statements.ipynb #caption
-_CAPTION_WEIGHTS = {template: weight for template, weight in zip(CAPTIONS["caption"], (.15, .25, .25, .2, .15))}
+_CAPTION_WEIGHTS = dict(zip(CAPTIONS["caption"], (.15, .25, .25, .2, .15), strict=True))
 
 
 def _caption(known, rng, detail):
@@ -62,11 +64,13 @@ def _caption(known, rng, detail):
                 count, phrase = 1, (_pair_mention if related else _mention)(known, rng, index, detail)
             values += [(count, phrase)] if (count, phrase) not in values else []
             told |= denote(phrase, known) if count > 1 else {index}
-    return (template, values + [known.ground] * template.count("{ground}")) if len(values) == groups else _caption(known, rng, detail)
+    if len(values) < groups:
+        return _caption(known, rng, detail)
+    return template, values + [known.ground] * template.count("{ground}")
 
 # %% ../../nbs/16_statements.ipynb #captions
 def captions(scene, rng, n=5, others=()) -> list[str]:
-    "Up to `n` distinct captions that hold of `scene` and of none of the scenes `others`; fewer if two hundred draws do not suffice."
+    "Up to `n` distinct captions that hold of `scene` and of none of the scenes `others`, from two hundred draws."
     known, rest, found = facts(scene), [facts(other) for other in others], {}
     for draw in range(200):
         template, values = _caption(known, rng, .4 + draw / 400)
@@ -83,8 +87,8 @@ _AFTER = ("", "", "", " stock photo", " on white", " for sale", " wallpaper")
 
 
 def _misremembered(phrase, rng):
-    color = [word for word in phrase.words if word in WORDS["color"]]
-    return describe([pick(rng, WORDS["color"]) if word in color else word for word in phrase.words], phrase.relation, phrase.other)
+    words = [pick(rng, WORDS["color"]) if KIND[word] == "color" else word for word in phrase.words]
+    return describe(words, phrase.relation, phrase.other)
 
 
 def web_caption(scene, rng) -> str:
@@ -135,7 +139,8 @@ PAIR_HOLDS = {
 
 # %% ../../nbs/16_statements.ipynb #shown
 _PAIR_WEIGHTS = {"side": .36, "both": .12, "some": .18, "total": .08, "exactly": .1, "each": .06, "more": .1}
-_SHOWN = (("category",), ("category",), ("color",), ("color", "category"), ("texture", "category"), ("size", "category"))
+_SHOWN = (("category",), ("category",), ("color",), ("color", "category"), ("texture", "category"),
+          ("size", "category"))
 
 
 def _shown(known, rng, kinds):
@@ -159,7 +164,7 @@ def _pair_values(form, pictures, rng):
 
 # %% ../../nbs/16_statements.ipynb #pair-statement
 def pair_statement(pairs, rng):
-    "A sentence about four (left, right) scenes and its four truth values, two of them true; None if two hundred draws find none."
+    "A sentence about four (left, right) scenes and its truth values, two true; None if two hundred draws find none."
     sides = [(facts(left), facts(right)) for left, right in pairs]
     pictures = [picture for pair in sides for picture in pair]
     form = pick_weighted(rng, _PAIR_WEIGHTS)
@@ -237,14 +242,14 @@ def _observed_statements(known, rng):
 
 
 def hypotheses(scene, rng) -> list[tuple[str, str]]:
-    "Three (text, label), one each of \"entailment\", \"neutral\" and \"contradiction\"; empty for one scene in 200, without a nameable thing."
+    "Three (text, label), one of each label; none at all for one scene in 200, where nothing can be named."
     known = facts(scene)
     observed = _until(lambda: _observed_statements(known, rng), 20) if coin(rng, .4) else None
     labels = ["neutral"] if observed else ["entailment", "neutral", "contradiction"]
     weighed = _until(lambda: _weight_statements(known, rng, labels))
     if not weighed:
         return []
-    made = [(write(*HYPOTHESES["weight"], *values), label) for values, label in zip(weighed, labels)]
+    made = [(write(*HYPOTHESES["weight"], *values), label) for values, label in zip(weighed, labels, strict=True)]
     if observed:
         form, (true, false) = observed
         made += [(write(*HYPOTHESES[form], *true), "entailment"), (write(*HYPOTHESES[form], *false), "contradiction")]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['POSITIONS', 'WORDS', 'KIND', 'RANK', 'RELATIONS', 'GROUNDS', 'NUMBERS', 'PLURALS', 'SINGULARS', 'ARTICLES',
            'QUALITIES', 'SPELLINGS', 'MANNERS', 'Facts', 'facts', 'Phrase', 'describe', 'denote', 'fits_only',
-           'noun_phrase', 'with_article', 'say', 'hear', 'write', 'tokens_of', 'read', 'combinations_of', 'names',
-           'pick', 'pick_weighted', 'coin']
+           'noun_phrase', 'with_article', 'say', 'hear', 'write', 'tokens_of', 'read', 'looks', 'combinations_of',
+           'names', 'pick', 'pick_weighted', 'coin']
 
 # %% ../../nbs/12_words.ipynb #5beefeeb
 import re
@@ -222,8 +222,10 @@ def _readings(slot, tokens, at):
         return [(SPELLINGS[slot][spelling], end)] if spelling else []
     heard = list(hear(tokens, at))
     if slot in ("some", "counted"):
-        return [((NUMBERS.index(article) if article in NUMBERS else 1, phrase), end) for article, phrase, end in heard if article]
-    return [(phrase, end) for article, phrase, end in heard if (article == "the") == (slot == "the") and bool(article) == (slot != "plural")]
+        number = {name: count for count, name in enumerate(NUMBERS)}
+        return [((number.get(article, 1), phrase), end) for article, phrase, end in heard if article]
+    fitting = {"the": ("the",), "plural": ("",)}.get(slot, ("a", "an"))
+    return [(phrase, end) for article, phrase, end in heard if article in fitting]
 
 # %% ../../nbs/12_words.ipynb #tokens-of
 def tokens_of(text: str) -> list[str]:
@@ -250,7 +252,7 @@ def _match(pattern, tokens, at=0):
 
 # %% ../../nbs/12_words.ipynb #read
 def read(forms: dict, text: str):
-    "The form of `text` and the values of its places; `forms` maps names to tuples of templates. ValueError if none fits."
+    "The form of `text` and the values of its places; `forms`: name -> templates. ValueError if none fits."
     tokens = tokens_of(text)
     for form, templates in forms.items():
         for template in templates:
@@ -270,6 +272,11 @@ def _singled_out(index, known, always, optional):
     return tuple(Phrase((*words, *always)) for words in found)
 
 
+def looks(thing) -> tuple[str, str, str]:
+    "Size, texture and color of a thing."
+    return thing.size, thing.texture, thing.color
+
+
 def combinations_of(words):
     "All sub-sequences of `words`, the shorter first."
     chosen = [tuple(word for n, word in enumerate(words) if mask >> n & 1) for mask in range(1 << len(words))]
@@ -278,8 +285,8 @@ def combinations_of(words):
 
 @lru_cache(maxsize=4096)
 def names(known: Facts) -> tuple[tuple[Phrase, ...], ...]:
-    "Per thing, its shortest phrases with category, size, texture and color that fit nothing else; empty if there are none."
-    return tuple(_singled_out(index, known, (thing.category,), combinations_of((thing.size, thing.texture, thing.color)))
+    "Per thing, its shortest phrases of category, size, texture and color that fit nothing else; perhaps none."
+    return tuple(_singled_out(index, known, (thing.category,), combinations_of(looks(thing)))
                  for index, thing in enumerate(known.things))
 
 # %% ../../nbs/12_words.ipynb #pick

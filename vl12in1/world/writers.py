@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['WRITERS', 'suffix', 'photograph_files', 'photograph', 'write_world']
 
-# %% ../../nbs/18f_writers.ipynb #0d455287
+# %% ../../nbs/18f_writers.ipynb #b75198d7
+from dataclasses import asdict
 from pathlib import Path
 
 from .caption_files import coco_captions_files, conceptual_captions_files, flickr30k_files, snli_ve_files
-from .formats import coco_file_name
+from .formats import as_json, coco_file_name
 from .photos import encode, render
 from .plan import World, WorldConfig, plan_world
 from .question_files import gqa_files, visual_genome_files, vqa_files
@@ -38,17 +39,19 @@ def photograph(world: World, key: str) -> bytes:
     return encode(render(world.scenes[key], world.generator("photograph", key)), suffix(key))
 
 # %% ../../nbs/18f_writers.ipynb #writers
-WRITERS = {"vqa": vqa_files, "visual_genome": visual_genome_files, "gqa": gqa_files, "coco_captions": coco_captions_files,
-           "flickr30k": flickr30k_files, "refcoco": refcoco_files, "visual7w": visual7w_files, "guesswhat": guesswhat_files,
-           "nlvr2": nlvr2_files, "snli_ve": snli_ve_files, "conceptual_captions": conceptual_captions_files}
+WRITERS = {"vqa": vqa_files, "visual_genome": visual_genome_files, "gqa": gqa_files,
+           "coco_captions": coco_captions_files, "flickr30k": flickr30k_files, "refcoco": refcoco_files,
+           "visual7w": visual7w_files, "guesswhat": guesswhat_files, "nlvr2": nlvr2_files, "snli_ve": snli_ve_files,
+           "conceptual_captions": conceptual_captions_files}
 
 # %% ../../nbs/18f_writers.ipynb #write-world
 def write_world(folder, config: WorldConfig) -> None:
-    "Make the whole world that `config` determines below `folder`, an empty or a new one: the same bytes for the same `config`."
+    "Make the world of `config` below `folder`; FileExistsError if there is something in it already."
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder}: not empty; a world is written into a folder of its own")
     world = plan_world(config)
+    _write(folder / "world.json", as_json(asdict(config)))
     for writer in WRITERS.values():
         for path, content in writer(world).items():
             _write(folder / path, content)
