@@ -101,6 +101,6 @@ def readable(table) -> pd.DataFrame:
         shown[TASKS[task].title] = [cell(None) if value is None or value != value else f"{value:.1f} ± {width:.1f}"
                                     for value, width in zip(table[task], half)]
     shown["**average**"] = [cell(value) for value in table["average"]]
-    shown["models"] = [cell(int(n)) for n in table["models"]]
-    shown["parameters"] = [cell(int(n)) for n in table["parameters"]]
+    shown["models"] = [cell(int(n) or None) for n in table["models"]]
+    shown["parameters"] = [cell(int(n) or None) for n in table["parameters"]]
     return pd.DataFrame(shown, index=table.index).T.rename_axis("task")
