@@ -29,8 +29,8 @@ from .scoring import head_scores
 class TrainingConfig:
     "How a run is trained; the schedule and the tasks come beside it."
     iterations: int                       # visits to every task
-    learning_rate: float = 2e-5           # of the trunk, at the peak of the warm-up
-    head_learning_rate: float = 1e-4      # of the heads
+    learning_rate: float = 2e-5           # of the encoder, at the peak of the warm-up, for the slower tasks
+    head_learning_rate: float = 1e-4      # of the heads, likewise at the peak
     weight_decay: float = .01
     warmup: float = .1                    # share of the iterations with a rising learning rate
     batch_fraction: float = 1.            # of the batch sizes in the task table
@@ -41,6 +41,11 @@ class TrainingConfig:
     def batch_size(self, task) -> int:
         "Examples per step of a task (name)."
         return max(self.batch_minimum, round(TASKS[task].batch_size * self.batch_fraction))
+
+    def encoder_rate(self, tasks) -> float:
+        "Learning rate of the encoder in a run of `tasks` (names): in proportion to the slowest of them."
+        slowest = min(task.learning_rate for task in TASKS.values())
+        return self.learning_rate * min((TASKS[name].learning_rate for name in tasks), default=slowest) / slowest
 
 # %% ../../nbs/56_trainer.ipynb #feed
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Trainer:
         self.machine = machine or Machine.auto()
         self.model, self.feeds, self.schedule, self.config = model.to(self.machine.device), feeds, schedule, config
         self.folder, self.identity = Path(folder), identity
-        groups = parameter_groups(model, config.learning_rate, config.head_learning_rate, config.weight_decay)
+        groups = parameter_groups(model, config.encoder_rate(feeds), config.head_learning_rate, config.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, eps=1e-6, fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scales = loss_scales(feeds)
