@@ -17,14 +17,15 @@ def overlap_heatmap(matrix) -> Figure:
     titles = [TASKS[task].title for task in matrix.index]
     figure = Figure(figsize=(8, 7), layout="constrained")
     ax = figure.subplots()
-    ax.imshow(matrix, cmap="cividis_r", vmin=0, vmax=100)
+    ax.imshow(matrix, cmap="Blues", vmin=0, vmax=100)
     for (row, column), value in np.ndenumerate(matrix.to_numpy(float)):
-        if value: ax.text(column, row, f"{value:.0f}", ha="center", va="center", color="w" if value > 50 else "k")
+        if value: ax.text(column, row, "–" if value != value else f"{value:.0f}", ha="center", va="center",
+                          color="w" if value > 55 else "k")
     ax.set_xticks(range(len(titles)), titles, rotation=45, ha="right")
     ax.set_yticks(range(len(titles)), titles)
     ax.set_xlabel("training and validation images of …")
     ax.set_ylabel("test images of …")
-    ax.set_title("Test images of one task among the training images of another, %")
+    ax.set_title("Test images of one task found in the training data of another, %", fontsize=11)
     return figure
 
 # %% ../../nbs/63_figures.ipynb #learning-curves
