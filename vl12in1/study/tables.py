@@ -48,7 +48,8 @@ def data_name(root) -> str:
 def multitask_table(runs, rows=MULTITASK_ROWS) -> pd.DataFrame:
     "One row per family of runs, indexed by its name: tasks, average, models, parameters, and interval ends, in percent."
     numbers = {name: multitask_row(row_runs(runs, pattern)) for name, pattern in rows.items()}
-    return pd.DataFrame(numbers, dtype=object).T.rename_axis("row")
+    table = pd.DataFrame(numbers, dtype=object).T.rename_axis("row")
+    return table.astype(dict(models=int, parameters=int))
 
 def multitask_row(cells) -> dict:
     "The row's numbers; an average is shown only if all twelve cells are there."
