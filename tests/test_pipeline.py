@@ -146,11 +146,14 @@ def test_profiles_have_the_same_sections():
 def test_the_grid_is_complete_and_its_names_exist():
     runs = GRID["runs"]
     key = lambda row, task: f"{row}_{task.replace('+', '_plus')}"
-    assert list(runs) == [key("st_all", t) for t in TASKS] + [key("st_clean", t) for t in TASKS] + ["at"] + [key("ft", t) for t in TASKS]
+    together = ["at", "at_original", "at_scratch"]
+    assert list(runs) == [key(row, t) for row in ("st_all", "st_clean") for t in TASKS] + together + [key("ft", t) for t in TASKS]
+    beginnings = {"scratch", *runs, *(f"pretrain_{name}" for name in GRID["pretraining"])}
     for name, run in runs.items():
-        assert set(run["tasks"]) <= set(TASKS) and run["data"] in ("all", "clean") and run["init"] in {"scratch", *runs}, name
+        assert set(run["tasks"]) <= set(TASKS) and run["data"] in ("all", "clean") and run["init"] in beginnings, name
         assert all(run["kind"] in sizes["training"] for sizes in PROFILES.values()), name
-    assert runs["at"]["tasks"] == list(TASKS)
+    assert all(runs[name]["tasks"] == list(TASKS) for name in together)
+    assert [name for name in runs if runs[name]["init"] in ("scratch", "pretrain_original")] == ["at_original", "at_scratch"]
 
 
 # --- the graph
@@ -194,9 +197,11 @@ def before(graph, stage):
 
 def test_every_run_is_a_stage_that_follows_its_parent(graph):
     for name, run in GRID["runs"].items():
-        parent = run["init"] if run["init"] == "scratch" else f"train@{run['init']}"
-        trained = {needed for needed in graph[f"train@{name}"] if needed.startswith("train@") or needed == "scratch"}
+        stage, at, key = run["init"].partition("pretrain_")
+        parent = f"pretrain@{key}" if at else stage if stage == "scratch" else f"train@{stage}"
+        trained = {needed for needed in graph[f"train@{name}"] if needed.startswith(("train@", "pretrain@", "scratch"))}
         assert trained == {parent}
+    for name in GRID["pretraining"]: assert "scratch" in graph[f"pretrain@{name}"]
 
 
 def test_data_is_imported_between_the_world_and_its_users(graph):
@@ -207,7 +212,8 @@ def test_data_is_imported_between_the_world_and_its_users(graph):
 
 
 def test_cleaning_comes_before_whatever_learns(graph):
-    assert all("clean" in before(graph, stage) for stage in graph if stage in ("text", "regions") or stage.startswith("train@"))
+    learning = [stage for stage in graph if stage.startswith(("text", "regions", "pretrain@", "train@"))]
+    assert all("clean" in before(graph, stage) for stage in learning)
 
 
 def test_the_pipeline_draws_no_line_back(graph):
@@ -223,7 +229,7 @@ def test_tables_need_only_what_git_keeps(stages):
 
 def test_the_multitask_table_waits_for_every_run(stages):
     listed = {Path(path).stem for path in stages["table_multitask"][0] if path.startswith("reports/runs/")}
-    assert listed == {"text_only", *GRID["runs"]}
+    assert listed == {"text_only", *GRID["runs"]} - {"at_original", "at_scratch"}
 
 
 def test_no_stage_depends_on_a_notebook_or_on_an_executed_one(stages):
@@ -270,7 +276,8 @@ def finished(dvc_copy, tmp_path_factory):
         paths = {out.def_path for stage in repo.index.stages for out in [*stage.deps, *stage.outs] if out.def_path}
     for path in sorted(paths - {"nbs/study", "build/views", "params.yaml"}):
         if path.startswith("profiles/"): continue
-        file = copy / path / "file" if path in folders else copy / path
+        folder = path in folders or path.endswith(("/model", "/pretraining")) and path.startswith("runs/")
+        file = copy / path / "file" if folder else copy / path
         file.parent.mkdir(parents=True, exist_ok=True)
         if not file.exists(): file.write_text(path if path != "data" else "build/miniature")
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
@@ -297,9 +304,22 @@ def test_a_finished_study_is_up_to_date(finished):
 
 
 def test_one_grid_entry_concerns_one_run(finished):
-    line = "st_clean_vqa:                 {tasks: [vqa], data: clean, init: scratch, kind: single, stop_and_go: false, seed: "
+    line = "st_clean_vqa:                 {tasks: [vqa], data: clean, init: pretrain_improved, kind: single, stop_and_go: false, seed: "
     undo = edit(finished / "params.yaml", line + "0", line + "1")
     try: assert stale(finished) == {"train@st_clean_vqa"}
+    finally: undo()
+
+
+def test_one_pretraining_concerns_both_and_no_run_yet(finished):
+    undo = edit(finished / "params.yaml", "original: {overlap: null", "original: {overlap: 0.9")
+    try: assert stale(finished) == {"pretrain@improved", "pretrain@original"}  # each is asked in the other's way, too
+    finally: undo()
+
+
+def test_the_length_of_a_kind_of_run_concerns_that_kind(finished):
+    length = PROFILES[GRID["profile"]]["training"]["finetune"]["iterations"]
+    undo = edit(finished / f"profiles/{GRID['profile']}.yaml", f"finetune: {{iterations: {length}", "finetune: {iterations: 7")
+    try: assert stale(finished) == {f"train@{name}" for name, run in GRID["runs"].items() if run["kind"] == "finetune"}
     finally: undo()
 
 

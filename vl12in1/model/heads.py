@@ -6,11 +6,14 @@
 __all__ = ['HEADS', 'two_layers', 'AnswerHead', 'MatchHead', 'GroundHead', 'LabelHead', 'EntailHead', 'PairHead', 'make_heads',
            'TwelveInOne']
 
-# %% ../../nbs/41_heads.ipynb #e28c6c97
+# %% ../../nbs/41_heads.ipynb #b6944e57
+from dataclasses import asdict
+
 import torch
 from torch import nn
 from torch.nn import functional as F
-from .vilbert import ViLBERT, initialise
+from .saving import SavedModel
+from .vilbert import ViLBERT, ViLBERTConfig, initialise
 from ..tasks import TASKS
 
 # %% ../../nbs/41_heads.ipynb #two-layers
@@ -112,10 +115,11 @@ def make_heads(config, vocabularies) -> nn.ModuleDict:
     return heads
 
 # %% ../../nbs/41_heads.ipynb #twelveinone
-class TwelveInOne(nn.Module):
-    "`Batch` of any task -> logits of the one head that answers it."
+class TwelveInOne(nn.Module, SavedModel):
+    "`Batch` of any task -> float32 logits of the one head that answers it."
 
-    def __init__(self, config, vocabularies):
+    def __init__(self, config: ViLBERTConfig, vocabularies: dict[str, int]):
+        "`vocabularies`: name -> number of answers."
         super().__init__()
         self.config, self.vocabularies = config, dict(vocabularies)
         self.encoder, self.heads = ViLBERT(config), make_heads(config, vocabularies)
@@ -128,5 +132,6 @@ class TwelveInOne(nn.Module):
             raise ValueError(f"{task!r} needs the vocabulary {vocabulary!r}: the model has {list(self.vocabularies)}")
         return self.heads[name]
 
+    def settings(self): return dict(config=asdict(self.config), vocabularies=self.vocabularies)
     def encode(self, batch, attention=False): return self.encoder(batch, attention)
-    def forward(self, batch): return self.head(batch.task).logits(self.encode(batch), batch)
+    def forward(self, batch): return self.head(batch.task).logits(self.encode(batch), batch).float()

@@ -7,7 +7,7 @@ __all__ = ['BUILDERS', 'Sources', 'given_rows', 'image_regions', 'pad', 'Example
            'entail_batch', 'soft', 'region_batch', 'candidate_batch', 'ground_batch', 'looks_alike', 'Pool', 'pool_of',
            'match_batch', 'generator', 'TrainingBatches', 'stream']
 
-# %% ../../nbs/53_batches.ipynb #89ee5dba
+# %% ../../nbs/53_batches.ipynb #eef9d529
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..boxes import iou, spatial_rows, to_fractions
 from ..model.vilbert import Batch
 from ..regions import RegionStore
-from ..tasks import TASKS
+from ..tasks import TASKS, TRAINABLE
 from .text import AnswerVocabulary, Tokenizer
 
 # %% ../../nbs/53_batches.ipynb #sources
@@ -80,7 +80,7 @@ class Examples:
 
     def __init__(self, task, frame, sources):
         "`task` is a name; `frame` has the columns that the readers promise."
-        self.task, self.frame, self.sources = TASKS[task], frame.reset_index(drop=True), sources
+        self.task, self.frame, self.sources = TRAINABLE[task], frame.reset_index(drop=True), sources
         self.tokens = [np.array(ids) for ids in sources.tokenizer(frame.text.tolist(), self.task.text_length)]
         self.images = self.frame.images.tolist()
 

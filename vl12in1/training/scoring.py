@@ -23,7 +23,7 @@ def outputs(model, examples, machine, batch_size):
         rows = np.arange(start, min(start + batch_size, len(examples)))
         batch = examples.batch(rows).to(machine.device)
         with torch.inference_mode(), machine.autocast():
-            yield rows, batch, model(batch).float()
+            yield rows, batch, model(batch)
 
 # %% ../../nbs/55_scoring.ipynb #head-scores
 def head_scores(model, examples, machine, batch_size=256) -> np.ndarray:
@@ -62,7 +62,7 @@ def match_scores(model, examples, machine, batch_size=512) -> tuple[np.ndarray, 
                       features=images.features[image], spatials=images.spatials[image],
                       region_mask=images.region_mask[image])
         with machine.autocast():
-            scores[pick] = model(batch.to(machine.device)).flatten().float().cpu()
+            scores[pick] = model(batch.to(machine.device)).flatten().cpu()
     return scores.view(len(own), len(keys)).numpy(), own
 
 def match_items(model, examples, machine, batch_size) -> np.ndarray:

@@ -6,7 +6,7 @@
 __all__ = ['TrainingConfig', 'Feed', 'build_model', 'Trainer', 'set_rates', 'step', 'validate', 'random_state', 'save',
            'fingerprint', 'resume']
 
-# %% ../../nbs/56_trainer.ipynb #25a3985e
+# %% ../../nbs/56_trainer.ipynb #6a1ff8ad
 import hashlib
 import json
 import os
@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from ..model import TwelveInOne, ViLBERTConfig, parameter_groups
-from ..tasks import TASKS, loss_scales
+from ..tasks import TASKS, TRAINABLE, loss_scales
 from .batches import Examples, TrainingBatches, stream
 from .machine import Machine
 from .schedules import linear_warmup
@@ -32,6 +32,8 @@ class TrainingConfig:
     learning_rate: float = 2e-5           # of the encoder, at the peak of the warm-up, for the slower tasks
     head_learning_rate: float = 1e-4      # of the heads, likewise at the peak
     weight_decay: float = .01
+    beta2: float = .999                   # decay of Adam's mean of squared gradients
+    epsilon: float = 1e-6                 # what Adam adds to its root
     warmup: float = .1                    # share of the iterations with a rising learning rate
     batch_fraction: float = 1.            # of the batch sizes in the task table
     batch_minimum: int = 1                # but never fewer examples than these
@@ -40,12 +42,12 @@ class TrainingConfig:
 
     def batch_size(self, task) -> int:
         "Examples per step of a task (name)."
-        return max(self.batch_minimum, round(TASKS[task].batch_size * self.batch_fraction))
+        return max(self.batch_minimum, round(TRAINABLE[task].batch_size * self.batch_fraction))
 
     def encoder_rate(self, tasks) -> float:
         "Learning rate of the encoder in a run of `tasks` (names): in proportion to the slowest of them."
         slowest = min(task.learning_rate for task in TASKS.values())
-        return self.learning_rate * min((TASKS[name].learning_rate for name in tasks), default=slowest) / slowest
+        return self.learning_rate * min((TRAINABLE[name].learning_rate for name in tasks), default=slowest) / slowest
 
 # %% ../../nbs/56_trainer.ipynb #feed
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Trainer:
         self.model, self.feeds, self.schedule, self.config = model.to(self.machine.device), feeds, schedule, config
         self.folder, self.identity = Path(folder), identity
         groups = parameter_groups(model, config.encoder_rate(feeds), config.head_learning_rate, config.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, eps=1e-6, fused=True)
+        self.optimizer = torch.optim.AdamW(groups, betas=(.9, config.beta2), eps=config.epsilon, fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scales = loss_scales(feeds)
         self.iteration, self.history = 0, []

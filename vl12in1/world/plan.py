@@ -30,7 +30,7 @@ class WorldConfig:
     flickr30k: tuple[int, ...] = (540, 60, 100)  # train, val, test
     snli_ve: tuple[int, ...] = (60, 120)  # dev, test of Flickr30k's photographs; the rest is train
     nlvr2: tuple[int, ...] = (150, 20, 38)  # train, dev, test1: sets of four pairs of photographs
-    conceptual_captions: tuple[int, ...] = (600, 60)  # train, validation
+    conceptual_captions: tuple[int, ...] = (2400, 240)  # train, validation
     vqa_questions: tuple[int, int] = (3, 4)  # least and most per photograph of train2014 and val2014
     vqa_test_questions: tuple[int, int] = (4, 5)  # and of test2015
     visual_genome_questions: tuple[int, int] = (4, 5)  # least and most
