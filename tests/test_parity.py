@@ -1,202 +1,234 @@
-"""The encoder and its heads against what the published implementation computes with the same weights.
+"""Our models against the published implementation: the same weights, the same inputs, the same numbers.
 
-`parity/vilbert_small` was made by running that implementation on a small random model. Its batch mixes tasks and has
-two sentence types, which our batches do not. So each of its rows is run as a batch of its own task, and the second
-sentence type is folded into a second half of the vocabulary, `word + (type 1 - type 0)`.
+`parity/vilbert_*` was made by running that implementation on four small random models (see `parity/README.md`). Its
+weights are read by `read_published`. Its batches mix tasks, ours do not: the task model gets every row as a batch of its
+own task. What stands at padded positions means nothing and is not compared.
 """
-import json
+from functools import cache, cached_property
 from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
-from vl12in1.model import Batch, Encoded, TwelveInOne, ViLBERTConfig, parameter_groups
-from vl12in1.model.vilbert import PUBLISHED_TASK_TOKENS
+from torch.nn import functional as F
+from vl12in1.model import Batch, Encoded, Pretraining, PretrainingBatch, parameter_groups
+from vl12in1.model.checkpoints import read_published
+from vl12in1.model.names import published_modules
+from vl12in1.model.pretraining import contrast_loss
 
-FOLDER = Path(__file__).parent / "parity/vilbert_small"
-PUBLISHED = json.loads((FOLDER / "config.json").read_text())
-WEIGHTS, FIXTURE = load_file(FOLDER / "weights.safetensors"), load_file(FOLDER / "tensors.safetensors")
-VOCABULARY = PUBLISHED["vocab_size"]
-TASKS = [PUBLISHED_TASK_TOKENS[i][0] for i in FIXTURE["in.task_ids"]]
-TEXT_MASK = torch.nn.functional.pad(FIXTURE["in.text_mask"].bool(), (1, 0), value=True)  # with the task token
-IMAGE_MASK = FIXTURE["in.image_mask"].bool()
-
-
-def config(vocab_size):
-    p = PUBLISHED
-    return ViLBERTConfig(
-        vocab_size=vocab_size, max_positions=p["max_position_embeddings"], feature_dim=p["v_feature_size"],
-        text_hidden=p["hidden_size"], text_layers=p["num_hidden_layers"], text_heads=p["num_attention_heads"],
-        text_feed_forward=p["intermediate_size"], image_hidden=p["v_hidden_size"],
-        image_layers=p["v_num_hidden_layers"], image_heads=p["v_num_attention_heads"],
-        image_feed_forward=p["v_intermediate_size"], co_hidden=p["bi_hidden_size"],
-        co_heads=p["bi_num_attention_heads"], text_connections=tuple(p["t_biattention_id"]),
-        image_connections=tuple(p["v_biattention_id"]), task_tokens=PUBLISHED_TASK_TOKENS, fusion=p["fusion_method"])
+PARITY = Path(__file__).parent / "parity"
+FIXTURES = ["vilbert_small", "vilbert_sum", "vilbert_one", "vilbert_nce"]
+EVERYWHERE, TOLERANCE = torch.tensor(True), 1e-5
 
 
-def block(ours, attention, out, norm, feed_in, feed_out):
-    return {f"{ours}.qkv": attention, f"{ours}.attention_out": [out], f"{ours}.attention_norm": [norm],
-            f"{ours}.feed_forward_in": [f"{feed_in}.dense"], f"{ours}.feed_forward_out": [f"{feed_out}.dense"],
-            f"{ours}.feed_forward_norm": [f"{feed_out}.LayerNorm"]}
+class Fixture:
+    "One folder: the published numbers, and our two models with its weights."
+
+    def __init__(self, name):
+        files = PARITY / name / "weights.safetensors", PARITY / name / "config.json"
+        self.published = load_file(PARITY / name / "tensors.safetensors")
+        self.model, self.report = read_published(*files)
+        self.pretraining, self.pretraining_report = read_published(*files, into=Pretraining)
+        self.text_mask, self.region_mask = self.inputs("text_mask").bool(), self.inputs("image_mask").bool()
+        self.asked_mask = F.pad(self.text_mask, (1, 0), value=True)  # of a text with its task token
+
+    def inputs(self, name): return self.published[f"in.{name}"]
+    def labels(self, name): return self.published[f"pretrain.in.{name}"]
+
+    def batch(self, task, rows=slice(None)) -> Batch:
+        "Some rows of the inputs as a batch of one task."
+        return Batch(task, self.inputs("input_ids")[rows], self.text_mask[rows], self.inputs("features")[rows],
+                     self.inputs("spatials")[rows], self.region_mask[rows], segments=self.inputs("segment_ids")[rows])
+
+    def encode(self) -> Encoded:
+        "Every row by itself, with its own task token, put together again."
+        tokens = self.model.config.task_tokens
+        rows = [self.model.encode(self.batch(tokens[task][0], slice(i, i + 1)), attention=True)
+                for i, task in enumerate(self.inputs("task_ids"))]
+        vectors = {name: torch.cat([getattr(row, name) for row in rows])
+                   for name in ("text", "image", "pooled_text", "pooled_image", "pooled")}
+        maps = {name: [torch.cat(blocks) for blocks in zip(*(row.attention[name] for row in rows))]
+                for name in rows[0].attention}
+        return Encoded(**vectors, attention=maps)
+
+    @cached_property
+    def encoded(self):
+        with torch.no_grad(): return self.encode()
+
+    def logits(self, encoded, head): return self.model.heads[head].logits(encoded, self.batch("any"))
+
+    def pretraining_batch(self) -> PretrainingBatch:
+        """The published labels as ours. Theirs leave out region 0 and have negatives for every region, ours count it and
+        have negatives for the regions that are asked for."""
+        regions = F.pad(self.labels("image_labels") == 1, (1, 0))
+        negatives = self.published.get("pretrain.in.negatives")
+        if negatives is not None:
+            image, region = negatives // (regions.shape[1] - 1), negatives % (regions.shape[1] - 1)
+            negatives = (image * regions.shape[1] + region + 1)[regions[:, 1:]]
+        return PretrainingBatch(**vars(self.batch("pretraining")) | dict(
+            words=self.labels("lm_labels"), regions=regions, contents=F.pad(self.labels("image_target"), (0, 0, 1, 0)),
+            mismatched=self.labels("alignment_label"), negatives=negatives))
 
 
-def published_modules():
-    "Our module -> the published modules whose tensors, one below the other, are ours."
-    names = {"encoder.text_pooler": ["bert.t_pooler.dense"], "encoder.image_pooler": ["bert.v_pooler.dense"]}
+fixture = cache(Fixture)
+
+
+# ---- what is compared: (name of a published tensor, ours, where it counts)
+
+def sequences(f):
+    "The vectors of all words and regions after the last block."
+    yield "out.sequence_text", f.encoded.text, f.asked_mask[..., None]
+    yield "out.sequence_image", f.encoded.image, f.region_mask[..., None]
+
+
+def pooled(f):
+    yield "out.pooled_text", f.encoded.pooled_text, EVERYWHERE
+    yield "out.pooled_image", f.encoded.pooled_image, EVERYWHERE
+
+
+def attention(f):
+    "Every map of every block; a padded query may look anywhere."
+    for ours, published, queries in (
+            ("text", "attn.text.{}", f.asked_mask), ("text_to_image", "attn.co.{}.text_to_image", f.asked_mask),
+            ("image", "attn.image.{}", f.region_mask), ("image_to_text", "attn.co.{}.image_to_text", f.region_mask)):
+        for i, weights in enumerate(f.encoded.attention[ours]):
+            yield published.format(i), weights, queries[:, None, :, None]
+
+
+def task_heads(f):
+    "All heads on all rows, whatever the task of the row."
+    for head, published in {"answer_vqa": "vil_prediction", "answer_gqa": "vil_prediction_gqa", "match": "vil_logit",
+                            "pair": "vil_binary_prediction", "entail": "vil_tri_prediction"}.items():
+        logits = f.logits(f.encoded, head)
+        yield f"out.{published}", logits[:, None] if head == "match" else logits, EVERYWHERE
+    yield "out.vision_logit", f.logits(f.encoded, "ground")[..., None], f.region_mask[..., None]
+
+
+def masked_heads_of_the_task_model(f):
+    "The published task model keeps the heads of pre-training; ours are in the pre-training model."
+    said = f.pretraining.say(f.encoded.text, f.encoded.image, f.encoded.pooled)
+    yield "out.linguisic_prediction", said.words, f.asked_mask[..., None]
+    yield "out.vision_prediction", said.regions, f.region_mask[..., None]
+
+
+def pretraining_logits(f):
+    "The pre-training model, which has no task token."
+    encoded = f.pretraining.encode(f.batch("pretraining"))
+    said = f.pretraining.say(encoded.text, encoded.image, encoded.pooled)
+    yield "pretrain.out.lm_logits", said.words, f.text_mask[..., None]
+    yield "pretrain.out.region_logits", said.regions, f.region_mask[..., None]
+    yield "pretrain.out.alignment_logits", said.alignment, EVERYWHERE
+
+
+def pretraining_losses(f):
+    batch = f.pretraining_batch()
+    losses = f.pretraining.losses(f.pretraining(batch), batch)
+    region = {"classes": "kl", "features": "mse", "contrast": "nce"}[f.pretraining.region_target]
     for ours, published in {
-            "text_embeddings.words": "embeddings.word_embeddings",
-            "text_embeddings.positions": "embeddings.position_embeddings",
-            "text_embeddings.types": "embeddings.token_type_embeddings",
-            "text_embeddings.tasks": "embeddings.task_embeddings",
-            "text_embeddings.norm": "embeddings.LayerNorm",
-            "image_embeddings.features": "v_embeddings.image_embeddings",
-            "image_embeddings.locations": "v_embeddings.image_location_embeddings",
-            "image_embeddings.norm": "v_embeddings.LayerNorm"}.items():
-        names[f"encoder.{ours}"] = [f"bert.{published}"]
-    parts = ("query", "key", "value")
-    for layers, published, depth in (("text_layers", "layer", "num_hidden_layers"),
-                                     ("image_layers", "v_layer", "v_num_hidden_layers")):
-        for i in range(PUBLISHED[depth]):
-            p = f"bert.encoder.{published}.{i}"
-            names |= block(f"encoder.{layers}.{i}", [f"{p}.attention.self.{part}" for part in parts],
-                           f"{p}.attention.output.dense", f"{p}.attention.output.LayerNorm",
-                           f"{p}.intermediate", f"{p}.output")
-    for i in range(len(PUBLISHED["t_biattention_id"])):
-        p = f"bert.encoder.c_layer.{i}"
-        for stream, letter, number in ("image", "v", 1), ("text", "t", 2):
-            names |= block(f"encoder.co_layers.{i}.{stream}", [f"{p}.biattention.{part}{number}" for part in parts],
-                           f"{p}.biOutput.dense{number}", f"{p}.biOutput.LayerNorm{number}",
-                           f"{p}.{letter}_intermediate", f"{p}.{letter}_output")
-    for ours, published in {"answer_vqa": "vil_prediction", "answer_gqa": "vil_prediction_gqa",
-                            "pair": "vil_binary_prediction"}.items():
-        names |= {f"heads.{ours}.classifier.{i}": [f"{published}.logit_fc.{i}"] for i in (0, 2, 3)}
-    for ours, published in {"match": "vil_logit", "entail": "vil_tri_prediction", "ground": "vision_logit"}.items():
-        names[f"heads.{ours}.classifier"] = [published]
-    return names
+            "words": "masked_lm", "regions": f"masked_region_{region}", "alignment": "alignment"}.items():
+        yield f"pretrain.out.{published}_loss", losses[ours][None], EVERYWHERE
 
 
-MODULES = published_modules()
-
-
-def load():
-    "Our model with the fixture's weights, the vocabulary doubled for the second sentence type."
-    model = TwelveInOne(config(2 * VOCABULARY), {"vqa": 3129, "gqa": 1533}).eval()
-    state = {}
-    for name in model.state_dict():
-        module, _, kind = name.rpartition(".")
-        state[name] = torch.cat([WEIGHTS[f"{published}.{kind}"] for published in MODULES[module]])
-    words, types = (WEIGHTS[f"bert.embeddings.{table}_embeddings.weight"] for table in ("word", "token_type"))
-    state["encoder.text_embeddings.words.weight"] = torch.cat([words, words + (types[1] - types[0])])
-    model.load_state_dict(state)
-    return model
-
-
-def rows():
-    "Every row of the fixture as a batch of its own."
-    x = {name.removeprefix("in."): tensor for name, tensor in FIXTURE.items() if name.startswith("in.")}
-    for i, task in enumerate(TASKS):
-        row = slice(i, i + 1)
-        yield Batch(task, x["input_ids"][row] + VOCABULARY * x["segment_ids"][row], x["text_mask"][row].bool(),
-                    x["features"][row], x["spatials"][row], IMAGE_MASK[row])
-
-
-def encode(model):
-    "The rows' encodings as one."
-    parts = [model.encode(row, attention=True) for row in rows()]
-    names = ("text", "image", "pooled_text", "pooled_image", "pooled")
-    maps = {name: [torch.cat(layers) for layers in zip(*(part.attention[name] for part in parts))]
-            for name in parts[0].attention}
-    return Encoded(*(torch.cat([getattr(part, name) for part in parts]) for name in names), attention=maps)
-
-
-def logits(model, encoded, head):
-    return model.heads[head].logits(encoded, Batch("", None, None, None, None, IMAGE_MASK))
-
-
-def assert_agrees(ours, published, mask=None):
-    if mask is not None: ours, published = ours[mask], published[mask]
-    torch.testing.assert_close(ours, published, rtol=1e-5, atol=1e-5 * published.abs().max().item())
-
-
-@pytest.fixture(scope="module")
-def model(): return load()
-
-
-@pytest.fixture(scope="module")
-def encoded(model):
-    with torch.no_grad(): return encode(model)
-
-
-def test_every_published_weight_is_used_or_known_to_be_unused(model):
-    used = {published for names in MODULES.values() for published in names}
-    unused = {name for name in WEIGHTS if name.rpartition(".")[0] not in used}
-    dead = {name for name in WEIGHTS if ".biOutput.q_dense" in name}
-    assert len(dead) == 3 * 4
-    assert unused == dead | {name for name in WEIGHTS if name.startswith(("cls.", "linguisic_logit."))}
-    assert {name.rpartition(".")[0] for name in model.state_dict()} == set(MODULES)
-
-
-def test_sequences(encoded):
-    assert_agrees(encoded.text, FIXTURE["out.sequence_text"], TEXT_MASK)
-    assert_agrees(encoded.image, FIXTURE["out.sequence_image"], IMAGE_MASK)
-
-
-@pytest.mark.parametrize("name", ["pooled_text", "pooled_image"])
-def test_pooled(encoded, name): assert_agrees(getattr(encoded, name), FIXTURE[f"out.{name}"])
-
-
-@pytest.mark.parametrize("name, query_mask, published", [
-    ("text", TEXT_MASK, "attn.text.{}"), ("text_to_image", TEXT_MASK, "attn.co.{}.text_to_image"),
-    ("image", IMAGE_MASK, "attn.image.{}"), ("image_to_text", IMAGE_MASK, "attn.co.{}.image_to_text")])
-def test_attention(encoded, name, query_mask, published):
-    maps = encoded.attention[name]
-    assert published.format(len(maps) - 1) in FIXTURE and published.format(len(maps)) not in FIXTURE
-    for i, attention in enumerate(maps):
-        assert_agrees(attention.transpose(1, 2), FIXTURE[published.format(i)].transpose(1, 2), query_mask)
-
-
-@pytest.mark.parametrize("head, published", [
-    ("answer_vqa", "vil_prediction"), ("answer_gqa", "vil_prediction_gqa"), ("pair", "vil_binary_prediction"),
-    ("entail", "vil_tri_prediction")])
-def test_logits(model, encoded, head, published):
-    assert_agrees(logits(model, encoded, head), FIXTURE[f"out.{published}"])
-
-
-def test_match_logits(model, encoded):
-    assert_agrees(logits(model, encoded, "match"), FIXTURE["out.vil_logit"][:, 0])
-
-
-def test_ground_logits(model, encoded):
-    assert_agrees(logits(model, encoded, "ground"), FIXTURE["out.vision_logit"][..., 0], IMAGE_MASK)
-
-
-def test_gradients():
-    model = load()
-    encoded = encode(model)
-    loss = (logits(model, encoded, "answer_vqa").logsumexp(1).mean()
-            + logits(model, encoded, "entail").logsumexp(1).mean()
-            + logits(model, encoded, "ground").where(IMAGE_MASK, torch.tensor(0.)).square().mean())
+@torch.enable_grad()
+def gradients(f):
+    "A loss that touches both streams, and its gradients."
+    f.model.zero_grad()
+    encoded = f.encode()
+    loss = (f.logits(encoded, "answer_vqa").logsumexp(1).mean() + f.logits(encoded, "entail").logsumexp(1).mean()
+            + f.logits(encoded, "ground").where(f.region_mask, 0).square().mean())
     loss.backward()
-    assert_agrees(loss.detach()[None], FIXTURE["grad.loss"])
-    published = {name.removeprefix("grad."): grad for name, grad in FIXTURE.items() if name.startswith("grad.bert")}
-    encoder = model.encoder
-    ours = {
-        "bert.embeddings.word_embeddings.weight": sum(encoder.text_embeddings.words.weight.grad.split(VOCABULARY)),
-        "bert.embeddings.task_embeddings.weight": encoder.text_embeddings.tasks.weight.grad,
-        "bert.v_embeddings.image_embeddings.weight": encoder.image_embeddings.features.weight.grad,
-        "bert.encoder.c_layer.0.biattention.query1.weight": encoder.co_layers[0].image.qkv.weight.grad.chunk(3)[0],
-        "bert.encoder.layer.0.attention.self.key.weight": encoder.text_layers[0].qkv.weight.grad.chunk(3)[1]}
-    assert set(ours) == set(published)
-    for name, grad in ours.items(): assert_agrees(grad, published[name])
+    encoder = f.model.encoder
+    yield "grad.loss", loss.detach()[None], EVERYWHERE
+    for published, ours in {
+            "bert.embeddings.word_embeddings": encoder.text_embeddings.words.weight.grad,
+            "bert.embeddings.task_embeddings": encoder.text_embeddings.tasks.weight.grad,
+            "bert.v_embeddings.image_embeddings": encoder.image_embeddings.features.weight.grad,
+            "bert.encoder.layer.0.attention.self.key": encoder.text_layers[0].qkv.weight.grad.chunk(3)[1],
+            "bert.encoder.c_layer.0.biattention.query1":
+                encoder.co_layers[0].image.qkv.weight.grad.chunk(3)[0]}.items():
+        yield f"grad.{published}.weight", ours, EVERYWHERE
 
 
-def test_parameter_groups_follow_the_published_names(model):
+OUTPUTS = [sequences, pooled, attention, task_heads, masked_heads_of_the_task_model, pretraining_logits,
+           pretraining_losses, gradients]
+
+
+# ---- the comparison
+
+def difference(ours, published, where) -> float:
+    "Largest difference, relative to the largest published value."
+    assert ours.shape == published.shape
+    where = where.expand_as(published)
+    return ((ours - published)[where].abs().max() / published[where].abs().max()).item()
+
+
+@torch.no_grad()
+def differences(f, outputs) -> dict[str, float]:
+    "Published tensor -> `difference`, for one kind of outputs."
+    return {name: difference(ours, f.published[name], where) for name, ours, where in outputs(f)}
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS, ids=lambda outputs: outputs.__name__)
+@pytest.mark.parametrize("name", FIXTURES)
+def test_agrees(name, outputs):
+    for tensor, found in differences(fixture(name), outputs).items(): assert found < TOLERANCE, tensor
+
+
+def test_contrast_of_every_region():
+    "Not only the mean: the published scores, own feature first, give the loss of each region that is asked for."
+    f = fixture("vilbert_nce")
+    batch, scores = f.pretraining_batch(), f.published["pretrain.out.region_nce_scores"]
+    with torch.no_grad(): logits = f.pretraining(batch).regions
+    ours = contrast_loss(logits, batch.contents[batch.regions], batch.contents.flatten(0, 1)[batch.negatives])
+    assert difference(ours, -scores.log_softmax(1)[:, 0], EVERYWHERE) < TOLERANCE
+
+
+# ---- names
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_every_published_weight_is_used_or_known_to_be_unused(name):
+    f = fixture(name)
+    dead = {key for key in f.report.index if ".biOutput.q_dense" in key}
+    words = {key for key in f.report.index if key.startswith("linguisic_logit.")}
+    masked = {key for key in f.report.index if key.startswith("cls.")}
+    tasks = {key for key in f.report.index if key.startswith(("vil_", "vision_logit."))}
+    assert (len(dead), len(words)) == (4 * len(f.model.config.text_connections), 2)
+    assert set(f.report.index[f.report.status != "mapped"]) == dead | words | masked
+    assert set(f.pretraining_report.index[f.pretraining_report.status != "mapped"]) == dead | words | tasks | {
+        "bert.embeddings.task_embeddings.weight", "cls.predictions.decoder.weight"}
+    assert {*f.report.status, *f.pretraining_report.status} == {"mapped", "dropped"}
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_the_head_that_no_task_uses_is_reported(name):
+    "`linguisic_logit` has no counterpart, and whoever reads the file is told so."
+    dropped = fixture(name).report.loc[["linguisic_logit.weight", "linguisic_logit.bias"]]
+    assert set(dropped.status) == {"dropped"} and set(dropped.note) == {"a number per word that no task uses"}
+
+
+def test_parameter_groups_follow_the_published_names():
     "The published rules are substring tests on published names; ours must sort every tensor alike."
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    model = fixture("vilbert_small").model
+    modules, names = published_modules(model.config), {p: name for name, p in model.named_parameters()}
     for group in parameter_groups(model, 2e-5, 1e-4, .01):
         for parameter in group["params"]:
             module, _, kind = names.pop(parameter).rpartition(".")
-            for published in (f"{name}.{kind}" for name in MODULES[module]):
+            for published in (f"{name}.{kind}" for name in modules[module]):
                 assert group["lr"] == (1e-4 if "vil_" in published else 2e-5), published
                 spared = any(part in published for part in ("bias", "LayerNorm.bias", "LayerNorm.weight"))
                 assert group["weight_decay"] == (0 if spared else .01), published
     assert not names
+
+
+# ---- all of it
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_nothing_is_left_out(name):
+    "One table per fixture (`pytest -rP` shows it): every published output, and by how much ours differs."
+    f, table = fixture(name), {}
+    for outputs in OUTPUTS: table |= differences(f, outputs)
+    print(f"\n{name}: largest difference, relative to the largest published value")
+    for tensor, found in table.items(): print(f"  {tensor:55} {found:.1e}")
+    outputs = {key for key in f.published if key.startswith(("out.", "attn.", "grad.", "pretrain.out."))}
+    assert set(table) == outputs - {"out.linguisic_logit", "pretrain.out.region_nce_scores"}
+    assert max(table.values()) < TOLERANCE

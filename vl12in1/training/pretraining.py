@@ -50,9 +50,9 @@ def ordinary_pieces(tokenizer) -> np.ndarray:
 def mask_words(ids, tokenizer, rng, share=.15) -> tuple[np.ndarray, np.ndarray]:
     "Ids (…) of pieces -> what is read in their place, and what is asked: the piece that stood there, -1 elsewhere."
     words = (ids != tokenizer.first) & (ids != tokenizer.last) & (ids != tokenizer.pad)
-    asked, fate = words & (rng.random(ids.shape) < share), rng.random(ids.shape)
+    asked, fate, others = words & (rng.random(ids.shape) < share), rng.random(ids.shape), ordinary_pieces(tokenizer)
     read, swapped = np.where(asked & (fate < .8), tokenizer.mask, ids), asked & (fate >= .9)
-    read[swapped] = rng.choice(ordinary_pieces(tokenizer), swapped.sum())
+    read[swapped] = others[rng.integers(len(others), size=np.count_nonzero(swapped))]
     return read, np.where(asked, ids, -1)
 
 # %% ../../nbs/57_pretraining.ipynb #mask-regions
@@ -179,6 +179,6 @@ def pretraining_scores(model, examples, machine, batch_size=256) -> dict[str, di
     right if its most probable class is the detector's; with other targets than "classes" there is no such share."""
     sums = sum(part_sums(model, batch, logits) for _, batch, logits in outputs(model, examples, machine, batch_size))
     means = sums[["loss", "right"]].div(sums.asked.clip(lower=1), axis=0)
-    scores = {name: dict(asked=int(sums.asked[name]), **means.loc[name]) for name in sums.index}
+    scores = {name: dict(asked=int(sums.asked[name]), **means.loc[name].to_dict()) for name in sums.index}
     if examples.masking.region_target != "classes": del scores["regions"]["right"]
     return scores
