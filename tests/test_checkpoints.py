@@ -32,6 +32,7 @@ TINY = ViLBERTConfig(
     image_hidden=6, image_layers=2, image_heads=3, image_feed_forward=5, co_hidden=8, co_heads=2, text_connections=(1,),
     image_connections=(0,), task_tokens=published_task_tokens())
 VOCABULARIES = {"vqa": 5, "gqa": 3}
+pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
 
 @pytest.fixture(autouse=True)
@@ -262,8 +263,8 @@ def test_every_status():
         "missing": {"vil_tri_prediction.bias", "bert.v_pooler.dense.weight"},
         "unexpected": {"bert.oops"}, "wrong shape": {"vil_logit.weight"}}
     assert all(report.note[report.status == "dropped"]) and not any(report.note[report.status != "dropped"])
-    shapes = {key: (report.found[key], report.expected[key]) for key in ("vil_logit.weight", "bert.v_pooler.dense.weight")}
-    assert list(shapes.values()) == [((2, 8), (1, 8)), (None, (8, 6))]
+    wrong, missing = report.loc["vil_logit.weight"], report.loc["bert.v_pooler.dense.weight"]
+    assert (wrong.found, wrong.expected, missing.found, missing.expected) == ((2, 8), (1, 8), None, (8, 6))
 
 
 @pytest.mark.parametrize("into", [TwelveInOne, Pretraining])
@@ -353,7 +354,7 @@ def test_a_word_decoder_of_its_own_is_refused():
     state, config = to_published(pretraining_model())
     for key in (DECODER, f"module.{DECODER}"):
         other = {key.removesuffix(DECODER) + name: tensor for name, tensor in state.items()} | {key: torch.ones(11, 4)}
-        with refused("state dict", contains=f"{key} is not the matrix of word embeddings"): read_published(other, config)
+        with refused("state dict", contains=f"{key} is not the matrix of word"): read_published(other, config)
 
 
 # ---- hostile files
@@ -379,9 +380,9 @@ PLACES = {"alone": lambda it: it, "beside weights": lambda it: {"weight": torch.
 
 @pytest.mark.parametrize("form", ["bin", "legacy"])
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("request_", HOSTILE)
-def test_hostile_pickles_are_told_apart_and_not_obeyed(request_, place, form):
-    path = save(PLACES[place](HOSTILE[request_]), form)
+@pytest.mark.parametrize("wish", HOSTILE)
+def test_hostile_pickles_are_told_apart_and_not_obeyed(wish, place, form):
+    path = save(PLACES[place](HOSTILE[wish]), form)
     with refused(path, contains="which no weights need; do not trust it. Nothing in it was executed."):
         read_published(path, {})
 
@@ -434,7 +435,8 @@ def test_state_dicts_that_are_none(state):  # now: AttributeError
     with refused("state dict"): read_published(state, to_published_config(TINY))
 
 
-def tensor_entry(dtype="F32", shape=(2,), offsets=(0, 8)): return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+def tensor_entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
 HEADERS = {  # header, its length if that is a lie, number of bytes that follow
@@ -446,7 +448,8 @@ HEADERS = {  # header, its length if that is a lie, number of bytes that follow
     "overlap": ({"a": tensor_entry(), "b": tensor_entry(offsets=(4, 12))}, None, 12),
     "the same bytes twice": ({"a": tensor_entry(), "b": tensor_entry()}, None, 8),
     "hole": ({"a": tensor_entry()}, None, 16), "beyond the end": ({"a": tensor_entry()}, None, 4),
-    "negative shape": ({"a": tensor_entry(shape=(-2,))}, None, 8), "other size": ({"a": tensor_entry(shape=(3,))}, None, 8),
+    "negative shape": ({"a": tensor_entry(shape=(-2,))}, None, 8),
+    "other size": ({"a": tensor_entry(shape=(3,))}, None, 8),
     "unknown type": ({"a": tensor_entry("F33")}, None, 8),
     "overflow": ({"a": tensor_entry(shape=(2 ** 32, 2 ** 32, 0), offsets=(0, 0))}, None, 0)}
 
@@ -500,8 +503,11 @@ def test_tensors_that_are_no_weights(kind, form):
     with refused("state dict" if form == "state dict" else weights): read_published(weights, config)
 
 
+FLOATS = [torch.half, torch.bfloat16, torch.double, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
 @pytest.mark.parametrize("form", ["bin", "state dict"])
-@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16, torch.double, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_unusual_floats(dtype, form):  # now: NotImplementedError for float8_e4m3fn
     "Read as the numbers they are, or refused."
     tensor = torch.linspace(-1, 1, 8)[None].to(dtype)
@@ -592,8 +598,8 @@ def test_one_changed_byte_in_a_file_of_tensors(form):
 
 # ---- configurations
 
-BROKEN_JSON = {"empty": b"", "no JSON": b"{", "not UTF-8": b"\xff", "a list": b"[]", "null": b"null", "a word": b'"bert"',
-               "endless nesting": b"[" * 200_000}  # now: RecursionError
+BROKEN_JSON = {"empty": b"", "no JSON": b"{", "not UTF-8": b"\xff", "a list": b"[]", "null": b"null",
+               "a word": b'"bert"', "endless nesting": b"[" * 200_000}  # now: RecursionError
 BROKEN_ENTRIES = {  # now: TypeError, RuntimeError, ZeroDivisionError, ValueError or no error at all for many of them
     "vocab_size": ["11", None, -1, 11.0, 2 ** 62], "hidden_size": ["4", -4, 4.0, [4], 5], "v_feature_size": [{}],
     "intermediate_size": [-6], "max_position_embeddings": [True], "type_vocab_size": ["2"],
@@ -621,7 +627,7 @@ def test_configurations_that_are_none(kind):
 
 
 @pytest.mark.parametrize("other", [
-    {}, {"model_type": "bert", "vocab_size": 30522, "hidden_size": 768}, dict(model="TwelveInOne", config=asdict(TINY))],
+    {}, dict(model_type="bert", vocab_size=30522, hidden_size=768), dict(model="TwelveInOne", config=asdict(TINY))],
     ids=["nothing", "BERT", "our own"])
 def test_configurations_of_other_models(other):
     refused_configuration(to_published(task_model())[0], other, "config.json: no ")
@@ -665,19 +671,25 @@ def sizes_with(**entries): return config_with(config=asdict(TINY) | entries)
 
 
 DAMAGES = {
-    "no config": CONFIG.unlink, "no weights": WEIGHTS.unlink, "cut": lambda: WEIGHTS.write_bytes(WEIGHTS.read_bytes()[:-4]),
+    "no config": CONFIG.unlink, "no weights": WEIGHTS.unlink,
+    "cut": lambda: WEIGHTS.write_bytes(WEIGHTS.read_bytes()[:-4]),
     "nan": lambda: save_file(load_file(WEIGHTS) | {"heads.match.classifier.bias": torch.tensor([torch.nan])}, WEIGHTS),
     "one less": lambda: save_file(dict(list(load_file(WEIGHTS).items())[1:]), WEIGHTS),
     "one more": lambda: save_file(load_file(WEIGHTS) | {"more": torch.ones(1)}, WEIGHTS),
     "no JSON": lambda: CONFIG.write_text("{"), "nothing": lambda: CONFIG.write_text("{}"),
-    "not UTF-8": lambda: CONFIG.write_bytes(b"\xff"), "a list": lambda: CONFIG.write_text("[]"),  # now: AttributeError
-    "null": lambda: CONFIG.write_text("null"), "nesting": lambda: CONFIG.write_text("[" * 200_000),  # AttributeError, RecursionError
-    "configuration null": config_with(config=None), "configuration a list": config_with(config=[]),  # AttributeError
-    "vocabularies a list": config_with(vocabularies=[]), "vocabularies null": config_with(vocabularies=None),  # AttributeError
-    "other size": sizes_with(text_hidden=6), "a word": sizes_with(vocab_size="11"), "connections": sizes_with(text_connections=1),
-    "negative size": sizes_with(vocab_size=-1), "absurd size": sizes_with(vocab_size=2 ** 62),  # RuntimeError
-    "no heads": sizes_with(text_heads=0), "negative heads": sizes_with(text_heads=-2),  # ZeroDivisionError, no error
-    "deviation": sizes_with(initializer_range=-1), "dropout": sizes_with(attention_dropout="x")}  # RuntimeError, no error
+    "not UTF-8": lambda: CONFIG.write_bytes(b"\xff"),
+    "endless nesting": lambda: CONFIG.write_text("[" * 200_000),            # now: RecursionError
+    "a list": lambda: CONFIG.write_text("[]"),                              # now: AttributeError
+    "null": lambda: CONFIG.write_text("null"),                              # now: AttributeError
+    "configuration null": config_with(config=None),                         # now: AttributeError
+    "configuration a list": config_with(config=[]),                         # now: AttributeError
+    "vocabularies a list": config_with(vocabularies=[]),                    # now: AttributeError
+    "vocabularies null": config_with(vocabularies=None),
+    "other size": sizes_with(text_hidden=6), "a word": sizes_with(vocab_size="11"),
+    "one connection": sizes_with(text_connections=1),
+    "negative size": sizes_with(vocab_size=-1), "absurd size": sizes_with(vocab_size=2 ** 62),  # now: RuntimeError
+    "no heads": sizes_with(text_heads=0), "negative heads": sizes_with(text_heads=-2),  # now: ZeroDivisionError, none
+    "deviation": sizes_with(initializer_range=-1), "dropout": sizes_with(attention_dropout="x")}  # now: RuntimeError, none
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -699,8 +711,8 @@ def test_folders_of_the_other_class():
 
 def in_a_process(function, folder):
     "What `python test_checkpoints.py FUNCTION FOLDER` prints, which is JSON."
-    done = subprocess.run([sys.executable, __file__, function.__name__, str(folder)], capture_output=True, text=True, timeout=60,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=folder)
+    done = subprocess.run([sys.executable, __file__, function.__name__, str(folder)], capture_output=True, text=True,
+                          timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
