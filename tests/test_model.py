@@ -57,7 +57,7 @@ def test_published_parameter_counts():
     (dict(text_connections=(3, 2)), "must rise"),
     (dict(text_connections=(3,)), "equally many connections"),
     (dict(fusion="max"), "fusion 'max' is neither"),
-    (dict(task_tokens=("vqa",)), "tuple of task names"),
+    (dict(task_tokens=("vqa",)), "task_tokens"),
     (dict(task_tokens=(("vqa",), ("gqa", "vqa"))), "two rows")])
 def test_config_errors(overrides, message):
     with pytest.raises(ValueError, match=message): ViLBERTConfig.miniature(**overrides)

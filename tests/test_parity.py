@@ -1,8 +1,8 @@
 """Our models against the published implementation: the same weights, the same inputs, the same numbers.
 
 `parity/vilbert_*` was made by running that implementation on four small random models (see `parity/README.md`). Its
-weights are read by `read_published`. Its batches mix tasks, ours do not: the task model gets every row as a batch of its
-own task. What stands at padded positions means nothing and is not compared.
+weights are read by `read_published`. Its batches mix tasks, ours do not: the task model gets every row as a batch of
+its own task. What stands at padded positions means nothing and is not compared.
 """
 from functools import cache, cached_property
 from pathlib import Path
@@ -58,8 +58,8 @@ class Fixture:
     def logits(self, encoded, head): return self.model.heads[head].logits(encoded, self.batch("any"))
 
     def pretraining_batch(self) -> PretrainingBatch:
-        """The published labels as ours. Theirs leave out region 0 and have negatives for every region, ours count it and
-        have negatives for the regions that are asked for."""
+        """The published labels as ours. Theirs leave out region 0 and have negatives for every region, ours count it
+        and have negatives for the regions that are asked for."""
         regions = F.pad(self.labels("image_labels") == 1, (1, 0))
         negatives = self.published.get("pretrain.in.negatives")
         if negatives is not None:

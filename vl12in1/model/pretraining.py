@@ -59,6 +59,7 @@ def mean(losses) -> torch.Tensor:
     "Mean of a vector, 0 if it is empty."
     return losses.sum() / max(len(losses), 1)
 
+# %% ../../nbs/42_pretraining.ipynb #word-loss
 def word_loss(logits, words) -> torch.Tensor:
     "Of `PretrainingBatch.words` and the logits where they are asked."
     return mean(F.cross_entropy(logits, words[words >= 0], reduction="none"))
