@@ -161,25 +161,23 @@ def test_half_precision_and_parameters_become_plain_weights():
 
 
 @pytest.mark.parametrize("form", ["bin", "legacy"])
-def test_weights_that_shared_memory_are_weights_of_their_own(form):  # now: they still share it
+def test_weights_that_shared_memory_are_weights_of_their_own(form):
     state, config = to_published(task_model())
     state["bert.t_pooler.dense.bias"] = state["bert.v_pooler.dense.bias"]
     assert_ready(read_published(save(state, form), config)[0])
 
 
-def test_task_tokens_keep_their_tasks():  # now: row n is read as the published task n
-    "A published table has VQA in row 1. A model that counts otherwise is written in that order, or not at all."
+def test_task_tokens_keep_their_tasks():
+    "A published table has VQA in row 1. A model that counts otherwise comes back with every task at its own token."
     model = task_model(task_tokens=(("gqa",), ("vqa", "vg_qa")))
-    try: write_published(model, "weights.bin")
-    except (CheckpointError, ValueError): return
-    again = read_published("weights.bin", "weights.json")[0].encoder.text_embeddings
-    ours = model.encoder.text_embeddings
+    write_published(model, "weights.bin")
+    ours, again = (m.encoder.text_embeddings for m in (model, read_published("weights.bin", "weights.json")[0]))
     for task, row in ours.rows.items():
         assert task in again.rows and torch.equal(again.tasks.weight[again.rows[task]], ours.tasks.weight[row]), task
 
 
 @pytest.mark.parametrize("target", ["classes", "features", "contrast"])
-def test_the_region_head_has_the_outputs_that_the_configuration_says(target):  # now: only for classes
+def test_the_region_head_has_the_outputs_that_the_configuration_says(target):
     "The published code builds the head from `v_target_size`, whatever the target."
     state, config = to_published(pretraining_model(target, classes=9))
     assert config["v_target_size"] == len(state["cls.imagePredictions.decoder.weight"])
@@ -222,7 +220,7 @@ def test_a_bare_encoder():
 @pytest.mark.parametrize("name, twin", [
     ("vil_logit.weight", "module.vil_logit.weight"),
     ("bert.embeddings.LayerNorm.weight", "bert.embeddings.LayerNorm.gamma")])
-def test_two_spellings_of_one_tensor_are_refused(name, twin):  # now: both are "mapped", the later one wins
+def test_two_spellings_of_one_tensor_are_refused(name, twin):
     state, config = to_published(task_model())
     with refused("state dict"): read_published(state | {twin: state[name] + 1}, config)
 
@@ -267,7 +265,7 @@ def test_every_status():
 @pytest.mark.parametrize("into", [TwelveInOne, Pretraining])
 @pytest.mark.parametrize("file", [task_model, pretraining_model], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("spelling", [str, *SPELLINGS.values()], ids=["as published", *SPELLINGS])
-def test_nothing_is_forgotten(file, into, spelling):  # now: a task model's file without "bert." loses rows
+def test_nothing_is_forgotten(file, into, spelling):
     state, config = to_published(file())
     state = {spelling(key): tensor for key, tensor in state.items()}
     model, report = read_published(state, config, into=into, strict=False)
@@ -282,7 +280,7 @@ def test_errors_name_the_tensors():
         with refused(path, contains=line): read_published(path, config)
 
 
-def test_without_strictness_the_rest_is_read():  # now: a weight whose bias is missing becomes random, too
+def test_without_strictness_the_rest_is_read():
     state, config = odd_state()
     model, report = read_published(state, config, strict=False)
     again = to_published(model)[0]
@@ -350,9 +348,16 @@ def test_absent_task_tokens_are_tolerated_only_on_request():
 
 def test_a_word_decoder_of_its_own_is_refused():
     state, config = to_published(pretraining_model())
-    for key in (DECODER, f"module.{DECODER}"):
+    for key in DECODER, f"module.{DECODER}":
         other = {key.removesuffix(DECODER) + name: tensor for name, tensor in state.items()} | {key: torch.ones(11, 4)}
         with refused("state dict", contains=f"{key} is not the matrix of word"): read_published(other, config)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn, torch.float4_e2m1fn_x2], ids=str)
+def test_a_word_decoder_of_another_type_is_refused(dtype):  # now: NotImplementedError for float4
+    state, config = to_published(pretraining_model())
+    state[DECODER] = torch.zeros(state[DECODER].shape, dtype=dtype)
+    with refused("state dict", contains=DECODER): read_published(state, config)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -433,14 +438,14 @@ def test_strange_files(kind):
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "nowhere/weights.bin", "nowhere/weights.safetensors", "null\0byte"])
-def test_files_that_cannot_be_there(name):  # now: OSError for the long name
+def test_files_that_cannot_be_there(name):
     with refused(name): read_published(name, {})
 
 
 @pytest.mark.parametrize("state", [
     {"state_dict": {"vil_logit.bias": torch.ones(1)}}, {1: torch.ones(1)}, {"vil_logit.bias": 3.0},
     {"vil_logit.bias": torch.ones(1).numpy()}], ids=["nested", "numbered", "number", "array"])
-def test_state_dicts_that_are_none(state):  # now: AttributeError
+def test_state_dicts_that_are_none(state):
     with refused("state dict"): read_published(state, to_published_config(TINY))
 
 
@@ -478,7 +483,7 @@ def test_broken_headers(kind):
 
 
 @pytest.mark.parametrize("change", [lambda path: path.write_bytes(b""), Path.unlink], ids=["emptied", "removed"])
-def test_a_file_that_changes_while_it_is_read(change):  # now: SafetensorError, FileNotFoundError
+def test_a_file_that_changes_while_it_is_read(change):
     path = save({"a": torch.ones(2)}, "safetensors")
     tensors = open_tensors(path)
     change(path)
@@ -493,9 +498,9 @@ NO_WEIGHTS = {
     "quantised": lambda: torch.quantize_per_tensor(torch.ones(1, 8), .1, 0, torch.qint8),
     "sparse": lambda: torch.ones(1, 8).to_sparse(), "compressed sparse": lambda: torch.ones(1, 8).to_sparse_csr(),
     "nan": lambda: torch.tensor([[1.] * 7 + [torch.nan]]), "infinite": lambda: torch.tensor([[-torch.inf] * 8]),
-    "too large for float32": lambda: torch.full((1, 8), 1e300, dtype=torch.double),  # now: infinite weights
-    "meta": lambda: torch.ones(1, 8, device="meta"),                                 # now: RuntimeError
-    "ragged": lambda: torch.nested.nested_tensor([torch.ones(8)])}                   # now: RuntimeError
+    "too large for float32": lambda: torch.full((1, 8), 1e300, dtype=torch.double),
+    "meta": lambda: torch.ones(1, 8, device="meta"),
+    "ragged": lambda: torch.nested.nested_tensor([torch.ones(8)])}
 
 
 def state_with(key, tensor, form):
@@ -517,7 +522,7 @@ FLOATS = [torch.half, torch.bfloat16, torch.double, torch.float8_e4m3fn, torch.f
 
 @pytest.mark.parametrize("form", ["bin", "state dict"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_unusual_floats(dtype, form):  # now: NotImplementedError for float8_e4m3fn
+def test_unusual_floats(dtype, form):
     "Read as the numbers they are, or refused."
     tensor = torch.linspace(-1, 1, 8)[None].to(dtype)
     weights, config = state_with("vil_logit.weight", tensor, form)
@@ -527,7 +532,7 @@ def test_unusual_floats(dtype, form):  # now: NotImplementedError for float8_e4m
 
 
 @pytest.mark.parametrize("form", ["bin", "legacy"])
-def test_attributes_of_a_tensor_are_not_obeyed(form):  # now: TypeError
+def test_attributes_of_a_tensor_are_not_obeyed(form):
     "A pickled tensor may bring attributes, named like methods: it is read without them, or refused."
     tensor = torch.ones(1, 8)
     tensor.reshape = tensor.isfinite = tensor.float = tensor.contiguous = torch.float32
@@ -538,7 +543,7 @@ def test_attributes_of_a_tensor_are_not_obeyed(form):  # now: TypeError
 
 
 @pytest.mark.parametrize("dtype, size", [("F6_E2M3", 6), ("F4", 4), ("I64", 64), ("U16", 16), ("BOOL", 8), ("C64", 64)])
-def test_types_that_are_no_weights(dtype, size):  # now: SafetensorError for F6_E2M3, NotImplementedError for F4
+def test_types_that_are_no_weights(dtype, size):
     state, config = to_published(task_model())
     del state["vil_logit.weight"]
     raw = save(state, "safetensors").read_bytes()
@@ -608,14 +613,14 @@ def test_one_changed_byte_in_a_file_of_tensors(form):
 # ---- configurations
 
 BROKEN_JSON = {"empty": b"", "no JSON": b"{", "not UTF-8": b"\xff", "a list": b"[]", "null": b"null",
-               "a word": b'"bert"', "endless nesting": b"[" * 200_000}  # now: RecursionError
-BROKEN_ENTRIES = {  # now: TypeError, RuntimeError, ZeroDivisionError, ValueError or no error at all for many of them
+               "a word": b'"bert"', "endless nesting": b"[" * 200_000}
+BROKEN_ENTRIES = {
     "vocab_size": ["11", None, -1, 11.0, 2 ** 62], "hidden_size": ["4", -4, 4.0, [4], 5], "v_feature_size": [{}],
     "intermediate_size": [-6], "max_position_embeddings": [True], "type_vocab_size": ["2"],
     "num_attention_heads": [0, -2, 2.0], "num_hidden_layers": ["2", -1, 2.5], "v_num_hidden_layers": [None],
     "t_biattention_id": [1, "1", [2], [0, 1]], "v_biattention_id": [[-1], [[0]], None], "fusion_method": ["max"],
     "hidden_dropout_prob": [2, "0.1"], "attention_probs_dropout_prob": [2, "0.1"], "initializer_range": [-1, None]}
-BROKEN_TARGETS = {  # now: IndexError, TypeError, RuntimeError, or no error for visual_target -1
+BROKEN_TARGETS = {
     "visual_target": [3, -1, "0", None], "v_target_size": ["6", -6, None, 6.0]}
 VARIANTS = {"dynamic_attention": [True], "in_batch_pairs": [True], "with_coattention": [False], "hidden_act": ["relu"],
             "v_hidden_act": ["swish"], "model": ["roberta"]}
@@ -687,19 +692,19 @@ DAMAGES = {
     "one more": lambda: save_file(load_file(WEIGHTS) | {"more": torch.ones(1)}, WEIGHTS),
     "no JSON": lambda: CONFIG.write_text("{"), "nothing": lambda: CONFIG.write_text("{}"),
     "not UTF-8": lambda: CONFIG.write_bytes(b"\xff"),
-    "endless nesting": lambda: CONFIG.write_text("[" * 200_000),            # now: RecursionError
-    "a list": lambda: CONFIG.write_text("[]"),                              # now: AttributeError
-    "null": lambda: CONFIG.write_text("null"),                              # now: AttributeError
-    "configuration null": config_with(config=None),                         # now: AttributeError
-    "configuration a list": config_with(config=[]),                         # now: AttributeError
-    "vocabularies a list": config_with(vocabularies=[]),                    # now: AttributeError
+    "endless nesting": lambda: CONFIG.write_text("[" * 200_000),
+    "a list": lambda: CONFIG.write_text("[]"),
+    "null": lambda: CONFIG.write_text("null"),
+    "configuration null": config_with(config=None),
+    "configuration a list": config_with(config=[]),
+    "vocabularies a list": config_with(vocabularies=[]),
     "vocabularies null": config_with(vocabularies=None),
     "other size": sizes_with(text_hidden=6), "a word": sizes_with(vocab_size="11"),
     "one connection": sizes_with(text_connections=1),
-    "negative size": sizes_with(vocab_size=-1), "absurd size": sizes_with(vocab_size=2 ** 62),  # now: RuntimeError
-    "no heads": sizes_with(text_heads=0), "negative heads": sizes_with(text_heads=-2),  # now: ZeroDivisionError, none
-    "deviation": sizes_with(initializer_range=-1),                          # now: RuntimeError
-    "dropout": sizes_with(attention_dropout="x")}                           # now: no error
+    "negative size": sizes_with(vocab_size=-1), "absurd size": sizes_with(vocab_size=2 ** 62),
+    "no heads": sizes_with(text_heads=0), "negative heads": sizes_with(text_heads=-2),
+    "deviation": sizes_with(initializer_range=-1),
+    "dropout": sizes_with(attention_dropout="x")}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -744,13 +749,13 @@ ABSURD = {  # name of a tensor, and what is there instead
     "a head": (MATCH, lambda: torch.ones(1, 8).expand(HUGE, 8)),
     "a head of one number": (MATCH, lambda: torch.ones(1, 1).expand(HUGE, 8)),
     "answers": (ANSWERS, lambda: torch.ones(1, 16).expand(HUGE, 16)),
-    "more answers than numbers": (ANSWERS, lambda: torch.ones(1, 16).expand(2 ** 58, 16)),  # now: RuntimeError
-    "one answer": (ANSWERS, lambda: torch.tensor(1.)),                                      # now: IndexError
-    "task tokens": (TOKENS, lambda: torch.ones(1, 4).expand(HUGE, 4)),                      # now: MemoryError
-    "empty task tokens": (TOKENS, lambda: torch.ones(HUGE, 0)),                             # now: MemoryError
-    "a task token": (TOKENS, lambda: torch.tensor(1.)),                                     # now: IndexError
-    "the word decoder": (DECODER, lambda: torch.ones(1, 4).expand(HUGE, 4)),                # now: RuntimeError
-    "a dropped tensor": (UNUSED, lambda: torch.ones(1, 4).expand(HUGE, 4)),                 # now: not as a state dict
+    "more answers than numbers": (ANSWERS, lambda: torch.ones(1, 16).expand(2 ** 58, 16)),
+    "one answer": (ANSWERS, lambda: torch.tensor(1.)),
+    "task tokens": (TOKENS, lambda: torch.ones(1, 4).expand(HUGE, 4)),
+    "empty task tokens": (TOKENS, lambda: torch.ones(HUGE, 0)),
+    "a task token": (TOKENS, lambda: torch.tensor(1.)),
+    "the word decoder": (DECODER, lambda: torch.ones(1, 4).expand(HUGE, 4)),
+    "a dropped tensor": (UNUSED, lambda: torch.ones(1, 4).expand(HUGE, 4)),
     "more than its memory": (MATCH, lambda: Claim((HUGE, 8), (8, 1))),
     "backwards": (MATCH, lambda: Claim((1, 8), (8, -1)))}
 

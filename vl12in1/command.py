@@ -69,7 +69,7 @@ def main(arguments=None):
     "The command `vl12in1`."
     arguments = parser().parse_args(arguments)
     try: arguments.run(arguments)
-    except (CheckpointError, ValueError) as error: sys.exit(f"vl12in1: {error}")
+    except (CheckpointError, ValueError, OSError) as error: sys.exit(f"vl12in1: {error}")
 
 # %% ../nbs/70_command.ipynb #b7bae8e8
 if __name__ == "__main__" and "__file__" in globals(): main()

@@ -147,7 +147,7 @@ DECODER = "cls.predictions.decoder.weight"
 def check_tied(model, tensors):
     "CheckpointError if the file's word decoder is another matrix than the word embeddings that `model` has read."
     key = next((key for key, name in canonical_names(tensors.shapes).items() if name == DECODER), None)
-    if key and not torch.equal(tensors.read(key).float(), model.encoder.text_embeddings.words.weight):
+    if key and not torch.equal(tensors.take(key), model.encoder.text_embeddings.words.weight):
         raise CheckpointError(f"{tensors.source}: {key} is not the matrix of word embeddings; the published model has one for both")
 
 # %% ../../nbs/43a_checkpoints.ipynb #read-published
@@ -188,6 +188,7 @@ def write_published(model, path):
     "Writes published weights to `path` (`.safetensors`, else a state dict as PyTorch saves it), and beside them `<path>.json`."
     path, (state, config) = Path(path), to_published(model)
     part = path.with_suffix(".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         if DECODER in state: state[DECODER] = state[DECODER].clone()  # the format shares no memory between names
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
