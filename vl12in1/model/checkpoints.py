@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ANSWERS', 'TASK_TABLE', 'REGION_HEAD', 'PARTS', 'PROBLEMS', 'DECODER', 'COMPONENTS', 'kind_of', 'rows',
            'encoder_config', 'arguments', 'starts_afresh', 'wanted_tensors', 'account', 'check_account',
-           'without_contents', 'start_afresh', 'fill_published', 'check_tied', 'read_published', 'to_published',
-           'write_published', 'component', 'inspect']
+           'without_contents', 'start_afresh', 'fill_published', 'check_tied', 'read_published', 'published_order',
+           'to_published', 'write_published', 'component', 'inspect']
 
 # %% ../../nbs/43a_checkpoints.ipynb #87a9054c
 import json
@@ -132,11 +132,11 @@ def start_afresh(model):
 # %% ../../nbs/43a_checkpoints.ipynb #fill-published
 def fill_published(model, tensors, report):
     "Moves the mapped tensors of a published file into `model`."
-    modules, keys, state = published_modules(model.config), {}, {}
+    modules, keys, state, status = published_modules(model.config), {}, {}, report.status.to_dict()
     for key, name in canonical_names(tensors.shapes).items(): keys.setdefault(name, key)
     for name in model.state_dict():
         parts = [keys.get(part) for part in published_tensors(name, modules)]
-        if all(key and report.status[key] == "mapped" for key in parts):
+        if all(status.get(key) == "mapped" for key in parts):
             state[name] = tensors.take(parts[0]) if len(parts) == 1 else torch.cat([tensors.take(key) for key in parts])
     model.load_state_dict(state, assign=True, strict=False)
     start_afresh(model)
@@ -170,10 +170,21 @@ def read_published(weights, config, into=None, fresh=(), vocabularies=None, stri
     if strict: check_tied(model, tensors)
     return model.eval(), report
 
+# %% ../../nbs/43a_checkpoints.ipynb #published-order
+def published_order(tokens) -> tuple[list[int], tuple[tuple[str, ...], ...]]:
+    "For each row of a published table, the row of ours that belongs there (-1: none); and who uses the rows then."
+    if all(set(row) <= {name} for row, (name,) in zip(tokens, published_task_tokens(len(tokens)))):
+        return list(range(len(tokens))), tokens
+    ours = {task: number for number, row in enumerate(tokens) for task in row}
+    names = [name for (name,) in published_task_tokens()]
+    names += [task for task in ours if task not in names]
+    return [ours.get(name, -1) for name in names], tuple((name,) for name in names)
+
 # %% ../../nbs/43a_checkpoints.ipynb #to-published
 def to_published(model) -> tuple[dict[str, torch.Tensor], dict]:
-    "Published state dict and configuration of a `TwelveInOne` or `Pretraining`. Nothing is copied but query, key and value."
+    "Published state dict and configuration of a `TwelveInOne` or `Pretraining`; most of it shares the model's memory."
     modules, state, more = published_modules(model.config), {}, {}
+    order, tokens = published_order(model.config.task_tokens)
     for name, tensor in model.state_dict().items():
         parts = published_tensors(name, modules)
         state |= {part: piece.clone() for part, piece in zip(parts, tensor.chunk(len(parts)))} if len(parts) > 1 else {
@@ -181,12 +192,14 @@ def to_published(model) -> tuple[dict[str, torch.Tensor], dict]:
     if isinstance(model, Pretraining):
         state[DECODER] = state["bert.embeddings.word_embeddings.weight"]
         more = dict(v_target_size=model.heads.regions[1].out_features, visual_target=list(REGION_LOSSES).index(model.region_target))
-    return state, to_published_config(model.config, **more)
+    if order: state[TASK_TABLE] = torch.cat([state[TASK_TABLE], torch.zeros_like(state[TASK_TABLE][:1])])[order]
+    return state, to_published_config(replace(model.config, task_tokens=tokens), **more)
 
 # %% ../../nbs/43a_checkpoints.ipynb #write-published
 def write_published(model, path):
     "Writes published weights to `path` (`.safetensors`, else a state dict as PyTorch saves it), and beside them `<path>.json`."
     path, (state, config) = Path(path), to_published(model)
+    if path.suffix == ".json": raise ValueError(f"{path}: that is where the configuration goes; name the weights otherwise")
     part = path.with_suffix(".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
