@@ -2,7 +2,6 @@
 # make test    environment, chapters and tests                              make tables  render the tables again from reports/
 # make lab     the book in JupyterLab                                       make clean   remove what the study made
 SHELL := bash
-TABLES := table_overlap table_sizes table_multitask table_pretraining figure_learning
 # The first Python that is new enough; `make PYTHON=…` chooses another.
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -28,7 +27,7 @@ smoke: .venv/ready
 
 tables: .venv/ready
 	@echo "make tables: from the metrics in reports/, without data, weights or training"
-	dvc repro --single-item --force views $(TABLES)
+	dvc repro --single-item --force views $$(dvc stage list --name-only | grep -E '^(table|figure)_')
 	@ls reports/table_*.md reports/figure_*.png
 
 lab: .venv/lab

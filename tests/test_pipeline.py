@@ -196,11 +196,11 @@ def before(graph, stage):
 
 
 def test_every_run_is_a_stage_that_follows_its_parent(graph):
+    parents = {"scratch": "scratch", **{f"pretrain_{name}": f"pretrain@{name}" for name in GRID["pretraining"]},
+               **{name: f"train@{name}" for name in GRID["runs"]}}
     for name, run in GRID["runs"].items():
-        stage, at, key = run["init"].partition("pretrain_")
-        parent = f"pretrain@{key}" if at else stage if stage == "scratch" else f"train@{stage}"
         trained = {needed for needed in graph[f"train@{name}"] if needed.startswith(("train@", "pretrain@", "scratch"))}
-        assert trained == {parent}
+        assert trained == {parents[run["init"]]}
     for name in GRID["pretraining"]: assert "scratch" in graph[f"pretrain@{name}"]
 
 
