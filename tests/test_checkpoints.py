@@ -272,6 +272,11 @@ def test_nothing_is_forgotten(file, into, spelling):
     assert_accounts(report, state, model)
 
 
+def test_missing_tensors_come_in_the_order_of_the_model():
+    model, report = read_published({}, TINY, into=TwelveInOne, vocabularies=VOCABULARIES, strict=False)
+    assert list(report.index) == list(wanted_tensors(model)) and set(report.status) == {"missing"}
+
+
 def test_errors_name_the_tensors():
     state, config = odd_state()
     path = save(state, "bin")
@@ -665,6 +670,12 @@ def test_broken_targets(key, value):
     refused_configuration(state, config | {key: value})
 
 
+def test_a_model_that_is_too_large_names_its_configuration():
+    state, config = to_published(pretraining_model())
+    refused_configuration(state, config | {"v_target_size": 2 ** 62}, "config.json: no such model can be built")
+    with refused("configuration"): read_published(state, config | {"v_target_size": 2 ** 62})
+
+
 @pytest.mark.parametrize("config", ["missing.json", "."])
 def test_configurations_that_cannot_be_read(config):
     weights = save(to_published(task_model())[0], "bin")
@@ -712,6 +723,22 @@ def test_damaged_folders(damage):
     task_model().save_pretrained("folder")
     DAMAGES[damage]()
     with refused("folder"): TwelveInOne.from_pretrained("folder")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077], ids=oct)
+def test_weights_have_the_permissions_of_any_new_file(umask):
+    WEIGHTS.parent.mkdir()
+    WEIGHTS.with_suffix(".part").touch(0o640)  # of a process that was ended
+    paths, before = [Path("new"), Path("weights.bin"), Path("weights.safetensors")], os.umask(umask)
+    try:
+        for path in paths[1:]: write_published(task_model(), path)
+        task_model().save_pretrained("folder")
+        with open("new", "w"): pass
+    finally: after = os.umask(before)
+    assert after == umask and not list(Path().rglob("*.part"))
+    assert {str(path): oct(path.stat().st_mode & 0o777) for path in [*paths, WEIGHTS, CONFIG]} == {
+        str(path): oct(0o666 & ~umask) for path in [*paths, WEIGHTS, CONFIG]}
 
 
 def test_folders_of_the_other_class():

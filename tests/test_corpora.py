@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fuzz import encode, write
 from vl12in1 import cleaning, corpora, world
 from vl12in1.corpora import CorpusError
 from vl12in1.corpora.answering import last_images
@@ -87,31 +88,11 @@ def files():
     for split in ("train", "dev", "test1"):
         content[f"nlvr2/{split}.json"] = [
             {"identifier": f"{split}-1-0-{n}", "sentence": "two cups", "label": "True"} for n in range(2)]
-    for split in ("train", "dev", "test"):
+    for id, split in enumerate(("dev", "train", "test"), 60):
         content[f"snli_ve/snli_ve_{split}.jsonl"] = [
-            {"Flikr30kID": "60.jpg", "pairID": f"60.jpg#{n}", "gold_label": "neutral",
+            {"Flikr30kID": f"{id}.jpg", "pairID": f"{id}.jpg#{n}", "gold_label": "neutral",
              "sentence1": "a", "sentence2": "b"} for n in range(2)]
     return content
-
-
-def encode(path, content):
-    if isinstance(content, bytes):
-        return content
-    if isinstance(content, str):
-        return content.encode()
-    if path.endswith(".p"):
-        return pickle.dumps(content, protocol=2)
-    if path.startswith(("nlvr2/", "snli_ve/", "guesswhat/")):
-        lines = "".join(json.dumps(row) + "\n" for row in content).encode()
-        return gzip.compress(lines) if path.endswith(".gz") else lines
-    return json.dumps(content).encode()
-
-
-def write(root, content):
-    for path, value in content.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(encode(path, value))
-    return root
 
 
 @pytest.fixture
@@ -122,11 +103,14 @@ def content():
 # ---------------------------------------------------------------------------------------------------------------------
 # What a sound folder gives
 
+FILES = {corpus: next(iter(releases.values())) for corpus, releases in corpora.RELEASES.items()}
 
-TARGETS = {"vqa": ["answers", "question_type", "answer_type"], "gqa": ["answers"], "visual_genome": ["answers"],
+
+TARGETS = {"vqa": ["answers", "question_type", "answer_type", "multiple_choice_answer"],
+           "gqa": ["answers", "structural", "group", "entailed"], "visual_genome": ["answers"],
            "coco_captions": [], "flickr30k": [], "conceptual_captions": [],
-           **dict.fromkeys(("refcoco", "refcoco+", "refcocog"), ["box", "ref_id", "part"]),
-           "visual7w": ["candidates", "label"], "guesswhat": ["candidates", "label"], "nlvr2": ["label"],
+           **dict.fromkeys(("refcoco", "refcoco+", "refcocog"), ["box", "ref_id", "part", "size"]),
+           **dict.fromkeys(("visual7w", "guesswhat"), ["candidates", "label", "candidate_ids"]), "nlvr2": ["label"],
            "snli_ve": ["premise", "label"]}
 
 
@@ -248,18 +232,18 @@ def test_every_image_of_the_miniature_world_has_a_picture(miniature):
 # What is wrong is said
 
 
-@pytest.mark.parametrize("corpus, path", [(corpus, path) for corpus, paths in corpora.FILES.items() for path in paths])
+@pytest.mark.parametrize("corpus, path", [(corpus, path) for corpus, paths in FILES.items() for path in paths])
 def test_missing_file(tmp_path, content, corpus, path):
     del content[path]
     with pytest.raises(CorpusError, match="missing; put upstream's file there") as error:
         corpora.load(write(tmp_path, content), only=[corpus])
-    assert error.value.file == tmp_path / path and corpora.FILES[corpus][path] in str(error.value)
+    assert error.value.file == tmp_path / path and FILES[corpus][path] in str(error.value)
 
 
 DAMAGE = {"empty": b"", "no records": b"[]", "no fields": b"{}", "binary": b"\xff\x00[", "cut": b'[{"a": 1'}
 
 
-@pytest.mark.parametrize("path", sorted({*corpora.DETECTOR_FILES}.union(*corpora.FILES.values())))
+@pytest.mark.parametrize("path", sorted({*corpora.DETECTOR_FILES}.union(*FILES.values())))
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 def test_damaged_file(tmp_path, content, path, damage):
     root = write(tmp_path, content | {path: damage})
@@ -332,9 +316,9 @@ WRONG = {  # name -> corpus, change, (file, record, field) of the error, words o
     "refs: unknown box": ("refcocog", _set(REFS, 1, "ann_id", 99),
         (REFS, 1, "ann_id"), "no 99 in annotations of instances.json"),
     "refs: other image": ("refcocog", _set(REFS, 1, "ann_id", 50), (REFS, 1, "ann_id"), "of image 10, not of 11"),
-    "refs: box outside": ("refcocog", _set(INSTANCES, "annotations", 1, "bbox", [90, 10, 20, 25]),
+    "refs: box outside": ("refcocog", _set(INSTANCES, "annotations", 1, "bbox", [101, 10, 20, 25]),
         (INSTANCES, 1, "bbox"), "100 x 50"),
-    "refs: box empty": ("refcocog", _set(INSTANCES, "annotations", 1, "bbox", [90, 10, 0, 25]),
+    "refs: box negative": ("refcocog", _set(INSTANCES, "annotations", 1, "bbox", [90, 10, -1, 25]),
         (INSTANCES, 1, "bbox"), "100 x 50"),
     "refs: box infinite": ("refcocog", _set(INSTANCES, "annotations", 1, "bbox", [1, float("nan"), 2, 2]),
         (INSTANCES, 1, "bbox"), "nan"),
@@ -348,14 +332,14 @@ WRONG = {  # name -> corpus, change, (file, record, field) of the error, words o
         (V7W, "1.qa_pairs[0]", "box_id"), "no 9 in boxes"),
     "v7w: same box": ("visual7w", _set(V7W, "images", 1, "qa_pairs", 0, "answer", 2),
         (V7W, "1.qa_pairs[0]", "multiple_choices"), "differ"),
-    "v7w: box outside": ("visual7w", _set(V7W, "boxes", 2, "x", 95),
+    "v7w: box outside": ("visual7w", _set(V7W, "boxes", 2, "x", 101),
         (V7W, 2, "x, y, width, height"), "does not lie in its picture"),
     "v7w: wrong type": ("visual7w", _set(V7W, "boxes", 2, "x", "5"), (V7W, 2, "x"), "expected int or float"),
     "v7w: choices": ("visual7w", _set(V7W, "images", 1, "qa_pairs", 0, "multiple_choices", ["1"]),
                      (V7W, "1.qa_pairs[0]", "multiple_choices"), "expected box ids"),
     "games: missing field": ("guesswhat", _set(GAMES, 0, "qas", 0, "answer", DELETE),
         (GAMES, "0.qas[0]", "answer"), "missing"),
-    "games: box outside": ("guesswhat", _set(GAMES, 0, "objects", 0, "bbox", [95, 0, 10, 10]),
+    "games: box outside": ("guesswhat", _set(GAMES, 0, "objects", 0, "bbox", [101, 0, 10, 10]),
         (GAMES, "0.objects[0]", "bbox"), "100 x 50"),
     "games: no such object": ("guesswhat", _set(GAMES, 0, "object_id", 4),
         (GAMES, 0, "object_id"), "no 4 in the objects"),
@@ -386,8 +370,8 @@ def test_every_corpus_has_a_wrong_record():
     assert {corpus for corpus, *_ in WRONG.values()} | {"refcoco", "refcoco+"} == set(corpora.READERS)
 
 
-def test_box_may_stick_out_by_one_pixel(tmp_path, content):
-    content[INSTANCES]["annotations"][0]["bbox"] = [-.8, 10, 101.7, 40.9]
+def test_what_hangs_over_is_cut_off(tmp_path, content):
+    content[INSTANCES]["annotations"][0]["bbox"] = [-8, 10, 1010, 40.9]
     train = corpora.load(write(tmp_path, content), only=["refcocog"])["refcocog"]["train"]
     assert train["box"][0] == pytest.approx((0, .2, 1, 1))
 
@@ -470,7 +454,7 @@ def test_plain_values_survive(tmp_path_factory, value, protocol):
 # Helpers
 
 
-@given(st.lists(st.lists(st.integers(), max_size=4), max_size=6))
+@given(st.lists(st.lists(st.integers(-2 ** 63, 2 ** 63 - 1), max_size=4), max_size=6))
 def test_gather_undoes_nested(lists):
     records = Records(Path("f"), [{"items": [{"value": value} for value in values]} for values in lists])
     items, owners = nested(records, "items")
@@ -497,12 +481,28 @@ def test_boxes_inside_are_kept(boxes, width, height):
     assert (found >= 0).all() and (found <= 1).all()
 
 
-@given(st.floats(1.01, 1e6), st.sampled_from([0, 1, 2, 3]))
-def test_boxes_that_leave_are_refused(distance, side):
-    corners = np.array([[10., 10, 20, 20]])
-    corners[0, side] = -distance if side < 2 else 50 + distance
+coordinates = st.floats(-60, 110)
+
+
+@given(st.lists(st.tuples(coordinates, coordinates, st.floats(0, 90), st.floats(0, 90)), min_size=1, max_size=5))
+def test_boxes_are_cut_to_at_least_one_pixel_of_the_picture_or_refused(boxes):
+    corners = np.array([(x, y, x + w, y + h) for x, y, w, h in boxes])
+    if ((corners[:, :2] > 50) | (corners[:, 2:] < 0)).any():
+        with pytest.raises(CorpusError, match="does not lie in its picture"):
+            fractions(corners, [(50, 50)] * len(boxes), Records(Path("f"), [{}] * len(boxes)))
+    else:
+        found = fractions(corners, [(50, 50)] * len(boxes), Records(Path("f"), [])) * 50
+        assert (found >= 0).all() and (found <= 50).all() and (found[:, 2:] - found[:, :2] > 1 - 1e-9).all()
+        cut = np.clip(corners, 0, 50)
+        wide = np.tile(cut[:, 2:] - cut[:, :2] >= 1, 2)
+        np.testing.assert_allclose(found[wide], cut[wide])
+
+
+@pytest.mark.parametrize("corners, size", [((10, 10, 9, 20), (50, 50)), ((np.nan, 10, 20, 20), (50, 50)),
+                                           ((1, 1, np.inf, 2), (50, 50)), ((0, 0, 0, 0), (0, 50)), ((0, 0, 1, 1), (-1, 9))])
+def test_boxes_that_are_none_are_refused(corners, size):
     with pytest.raises(CorpusError, match="does not lie in its picture"):
-        fractions(corners, [(50, 50)], Records(Path("f"), [{}]))
+        fractions([corners], [size], Records(Path("f"), [{}]))
 
 
 def test_empty_columns_have_the_shape_of_full_ones():

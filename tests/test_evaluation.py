@@ -9,7 +9,8 @@ from hypothesis import given, strategies as st
 
 from vl12in1.training import evaluation
 from vl12in1.training.evaluation import (
-    agreement, exact_match, normalise_answer, recall_at, retrieval_ranks, soft_scores, vqa_accuracy)
+    agreement, exact_match, normalise_answer, recall_at, retrieval_ranks, soft_scores, text_ranks, vqa_accuracy,
+    vqa_conventions)
 
 GOLDEN = json.loads((Path(__file__).parent / "parity" / "vqa_golden.json").read_text())
 CASES = GOLDEN["scoring"]["cases"]
@@ -112,6 +113,13 @@ def test_unknown_behaviour_is_refused():
     with pytest.raises(ValueError, match="2017 and 2021"): vqa_accuracy("yes", ["yes"] * 10, "2020")
 
 
+@given(answer.map(normalise_answer), st.lists(answer, min_size=10, max_size=10))
+def test_the_three_conventions_are_named(prediction, answers):
+    assert vqa_conventions(prediction, answers) == {
+        "2017": vqa_accuracy(prediction, answers, "2017"), "2021": vqa_accuracy(prediction, answers, "2021"),
+        "target": soft_scores(answers).get(prediction, 0)}
+
+
 def test_exact_match_compares_normal_forms():
     assert exact_match("the two", ["2"]) == exact_match("2", ("3", "Two.")) == 1.
     assert exact_match("2", ("3",)) == 0.
@@ -153,3 +161,30 @@ def test_one_broken_score_does_not_win():
 def test_ranks_accept_float32_and_several_captions_per_image():
     scores = np.eye(3, dtype=np.float32)[[0, 0, 1, 2]]
     assert retrieval_ranks(scores, np.array([0, 0, 1, 1])).tolist() == [1, 1, 1, 3]
+
+
+def naive_text_rank(column, right):
+    "1 + the number of other images' captions that are not strictly worse than the best of the right ones."
+    best = max(column[i] for i in right)
+    return 1 + sum(1 for i, score in enumerate(column) if i not in right and not score < best)
+
+
+@given(matrices)
+def test_text_ranks_are_the_naive_ones(case):
+    scores, own = np.array(case[0]), np.array(case[1])
+    asked = sorted(set(case[1]))
+    assert text_ranks(*case).tolist() == [naive_text_rank(scores[:, i], np.flatnonzero(own == i)) for i in asked]
+
+
+def test_a_broken_caption_neither_wins_nor_spoils_the_others():
+    assert text_ranks([[math.nan, 0.], [2., 0.], [1., 3.]], [0, 0, 1]).tolist() == [1, 1]
+    assert text_ranks([[math.nan, 0.], [0., 0.], [1., 3.]], [0, 1, 1]).tolist() == [3, 1]
+    assert text_ranks([[2., 0.], [math.nan, 1.]], [0, 1]).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("captions", [999, 1000, 1001, 2500])
+def test_blocks_of_captions_leave_none_out(captions):
+    scores = np.random.default_rng(0).normal(size=(captions, 7)).astype(np.float32)
+    own = np.arange(captions) % 7
+    assert retrieval_ranks(scores, own).tolist() == [naive_rank(row, i) for row, i in zip(scores, own)]
+    assert text_ranks(scores, own).tolist() == [naive_text_rank(scores[:, i], set(range(i, captions, 7))) for i in range(7)]

@@ -15,7 +15,8 @@ LIBRARY, BOOK = ROOT / "vl12in1", ROOT / "nbs"
 MODULES = sorted(path for path in LIBRARY.rglob("*.py") if path.name != "_modidx.py")
 CHAPTERS = sorted(BOOK.glob("*.ipynb"))
 NOTEBOOKS = CHAPTERS + sorted((BOOK / "study").glob("*.ipynb"))
-FLOORS = {"tasks": 1, "boxes": 1, "corpora": 2, "regions": 2, "model": 2, "cleaning": 3, "training": 3, "study": 4, "command": 4}
+FLOORS = {"tasks": 1, "boxes": 1, "corpora": 2, "regions": 2, "model": 2, "cleaning": 3, "duplicates": 3, "training": 3,
+          "study": 4, "command": 5}
 RUNTIME = {"numpy", "pandas", "pyarrow", "torch", "tokenizers", "safetensors", "huggingface_hub", "PIL", "sklearn", "tqdm",
            "matplotlib", "yaml"}
 
@@ -121,7 +122,9 @@ def foreign(source, package):
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_runtime_needs_only_what_pip_installs(path):
-    lazily = {"vl12in1.study.notebooks": {"papermill", "nbclient"}, "vl12in1.model.bert": {"transformers"}}
+    lazily = {"vl12in1.study.notebooks": {"papermill", "nbclient"}, "vl12in1.model.bert": {"transformers"},
+              "vl12in1.regions.published": {"lmdb", "h5py"}, "vl12in1.regions.pretrained": {"transformers"},
+              "vl12in1.duplicates": {"imagehash"}}
     assert foreign(path.read_text(), package_of(path)) <= lazily.get(name_of(path), set())
 
 

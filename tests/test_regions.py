@@ -2,7 +2,9 @@
 import dataclasses
 import json
 import multiprocessing
+import os
 import pickle
+import signal
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from vl12in1.boxes import iou, to_fractions
-from vl12in1.regions import Regions, RegionStore, RegionWriter, StoreError, verify
+from vl12in1.regions import Regions, RegionStore, RegionWriter, StoreError, store as store_module, verify
 from vl12in1.regions.detector import (STRIDE, Detector, DetectorConfig, load_detector, non_maximum_suppression,
                                       pool_regions, read_picture, save_detector)
 from vl12in1.regions.detector_training import name_scores, recall, train_detector
@@ -78,20 +80,185 @@ def test_two_writes_make_the_same_bytes(tmp_path, images):
 
 def test_a_cut_off_store_is_recognised_and_can_be_written_again(tmp_path, images):
     with pytest.raises(KeyboardInterrupt):
-        with RegionWriter(tmp_path, "drawn", {}, ["a", "b", "c"], shard_bytes=100) as writer:
+        with RegionWriter(tmp_path, "drawn", {}, ["c0", "c1", "c2"]) as writer:
             for number, (key, regions) in enumerate(images.items()):
                 if number == 13: raise KeyboardInterrupt
                 writer.append(key, regions)
     with pytest.raises(StoreError, match="no manifest.json.*run the extraction again"): RegionStore.open(tmp_path)
-    assert len(write(tmp_path, {"coco:7": images["coco:7"]})) == 1
+    assert len(write(tmp_path, {"coco:19": images["coco:19"]})) == 14
     verify(tmp_path)
-    assert len(list(tmp_path.glob("features-*.bin"))) == 1
 
 
 def test_a_complete_store_is_not_overwritten(tmp_path, images):
     write(tmp_path, images)
     with pytest.raises(StoreError, match="delete the folder"): write(tmp_path, images)
     verify(tmp_path)
+
+
+# Continuing
+
+def go_on(folder, images, shard_bytes, at=None):
+    "Write what is not there yet; `at`: called with the writer after every image. Returns the number of images found."
+    with RegionWriter(folder, "drawn", {"threshold": .5}, ["a", "b", "c"], shard_bytes) as writer:
+        found = sum(key in writer for key in images)
+        for key, regions in images.items():
+            if key in writer: continue
+            writer.append(key, regions)
+            if at: at(writer)
+    return found
+
+
+def killed(write):
+    "Run `write` in a process of its own, which has to end by SIGKILL."
+    if not (child := os.fork()):
+        try: write()
+        finally: os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def kill(*_): os.kill(os.getpid(), signal.SIGKILL)
+
+
+def contents(folder): return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def many():
+    rng = np.random.default_rng(6)
+    return {f"coco:{number}": some_regions(rng, 1 + number % 4) for number in range(150)}
+
+
+@pytest.fixture(scope="module", params=[500, 2**30])
+def whole(request, many, tmp_path_factory):
+    "(bytes per shard, the bytes of a store that was written in one go)."
+    folder = tmp_path_factory.mktemp("whole")
+    go_on(folder, many, request.param)
+    return request.param, contents(folder)
+
+
+@pytest.mark.parametrize("after", [[1], [31], [32], [33], [149], [150], [40, 41, 100]])
+def test_a_killed_writer_goes_on(tmp_path, many, whole, after):
+    size, expected = whole
+    for count in after:
+        killed(lambda: go_on(tmp_path, many, size, lambda writer: len(writer._places) == count and kill()))
+        with pytest.raises(StoreError, match="no manifest"): RegionStore.open(tmp_path)
+    found = go_on(tmp_path, many, size)
+    assert after[-1] - store_module.BATCH < found <= after[-1]
+    assert contents(tmp_path) == expected
+
+
+@pytest.mark.parametrize("place, number", [("_write_manifest", 1), ("_finish", 1), ("_claim", 1),
+                                           *(("_journal_line", number) for number in range(1, 6))])
+def test_killed_in_a_bad_moment(tmp_path, many, whole, place, number, monkeypatch):
+    size, expected = whole
+    original, calls = getattr(store_module, place), []
+    def deadly(*arguments):
+        calls.append(arguments)
+        return kill() if len(calls) == number else original(*arguments)
+    with monkeypatch.context() as patched:
+        patched.setattr(store_module, place, deadly)
+        killed(lambda: go_on(tmp_path, many, size))
+    found = go_on(tmp_path, many, size)
+    assert contents(tmp_path) == expected
+    assert found == {"_write_manifest": 150, "_finish": 150, "_claim": 0}.get(place, found) and (found > 0 or number < 3)
+
+
+def test_killed_with_the_manifest_written(tmp_path, many, whole, monkeypatch):
+    size, expected = whole
+    with monkeypatch.context() as patched:
+        write_manifest = store_module._write_manifest
+        patched.setattr(store_module, "_write_manifest", lambda *a: (write_manifest(*a), kill()))
+        killed(lambda: go_on(tmp_path, many, size))
+    assert verify(tmp_path)["images"] == 150
+    with pytest.raises(StoreError, match="already holds a complete"): go_on(tmp_path, many, size)
+    assert contents(tmp_path) == expected
+
+
+def unfinished(folder, images, size, count=100):
+    "Leave a writer by an error after `count` images."
+    def stop(writer):
+        if len(writer._places) == count: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): go_on(folder, images, size, stop)
+
+
+def test_an_error_loses_nothing(tmp_path, many, whole):
+    size, expected = whole
+    unfinished(tmp_path, many, size)
+    assert go_on(tmp_path, many, size) == 100
+    assert contents(tmp_path) == expected
+
+
+@pytest.mark.parametrize("share", [0, .001, .2, .5, .9, .999])
+@pytest.mark.parametrize("tail", [b"", b"\0" * 5000, b"00000000 {}\n", b"deadbeef [1]\n" * 3])
+def test_a_damaged_journal_is_believed_up_to_the_damage(tmp_path, many, whole, share, tail):
+    size, expected = whole
+    unfinished(tmp_path, many, size)
+    data = (tmp_path / "journal").read_bytes()
+    (tmp_path / "journal").write_bytes(data[:int(share * len(data))] + tail)
+    found = go_on(tmp_path, many, size)
+    assert found <= 100 * share + 10 and (found > 0 or share < .4)
+    assert contents(tmp_path) == expected
+
+
+@pytest.mark.parametrize("field", ["features", "boxes", "class_probs"])
+@pytest.mark.parametrize("harm", ["behind", "short", "flipped", "empty", "gone"])
+def test_rows_that_are_not_as_described_are_written_again(tmp_path, many, field, harm):
+    size = 2**30
+    go_on(tmp_path / "whole", many, size)
+    unfinished(tmp_path / "cut", many, size)
+    path = tmp_path / "cut" / f"{field}-00000.bin"
+    data = bytearray(path.read_bytes())
+    if harm == "behind": data += b"garbage" * 999
+    if harm == "short": del data[-1:]
+    if harm == "flipped": data[len(data) // 2] ^= 1
+    if harm == "empty": del data[:]
+    if harm == "gone": path.unlink()
+    else: path.write_bytes(data)
+    found = go_on(tmp_path / "cut", many, size)
+    assert found in {"behind": [100], "short": [96], "flipped": [32, 64]}.get(harm, [0])
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_a_closed_shard_of_another_size_is_an_error(tmp_path, many):
+    unfinished(tmp_path, many, 500)
+    (tmp_path / "boxes-00001.bin").write_bytes(b"")
+    with pytest.raises(StoreError, match="boxes-00001.bin: 0 bytes, expected .*delete the folder"): go_on(tmp_path, many, 500)
+
+
+@pytest.mark.parametrize("change", [{"extractor": "other"}, {"settings": {"threshold": .4}}, {"class_names": ["a", "b", "d"]},
+                                    {"class_names": []}, {"shard_bytes": 999}])
+def test_beginnings_of_two_stores_are_not_mixed(tmp_path, many, change):
+    unfinished(tmp_path, many, 500)
+    before = contents(tmp_path)
+    arguments = dict(extractor="drawn", settings={"threshold": .5}, class_names=["a", "b", "c"], shard_bytes=500) | change
+    with pytest.raises(StoreError, match=f"another .*{next(iter(change))}.*delete the folder"):
+        with RegionWriter(tmp_path, **arguments): pass
+    assert contents(tmp_path) == before
+    assert go_on(tmp_path, many, 500) == 100
+
+
+def test_an_image_that_did_not_fit_does_not_spoil_the_rest(tmp_path, many):
+    key, bad = "coco:x", some_regions(np.random.default_rng(0), 3, dim=9)
+    with RegionWriter(tmp_path / "a", "drawn", {"threshold": .5}, ["a", "b", "c"]) as writer:
+        for number, (name, regions) in enumerate(many.items()):
+            writer.append(name, regions)
+            if number % 50 == 7:
+                with pytest.raises(StoreError, match="features of shape"): writer.append(key, bad)
+                assert key not in writer
+    go_on(tmp_path / "b", many, 2**30)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8", "<i8"])
+def test_numbers_of_any_type_are_stored_as_numpy_would(tmp_path, dtype):
+    rng = np.random.default_rng(1)
+    numbers = (rng.normal(size=(300, 64)) * 10. ** rng.integers(-9, 5, (300, 64))).clip(-60000, 60000).astype(dtype)
+    numbers[:, ::7] = numbers[::-1, ::7]
+    box = np.tile([[0, 0, 9, 9]], (300, 1))
+    for name, array in (("c", numbers), ("f", np.asfortranarray(numbers)), ("s", np.repeat(numbers, 2, 1)[:, ::2])):
+        array.setflags(write=False)
+        store = write(tmp_path / name, {"coco:1": Regions(array, box, 9, 9)}, classes=0)
+        np.testing.assert_array_equal(store["coco:1"].features, numbers.astype("<f4").astype("<f2"))
 
 
 @pytest.mark.parametrize("name", ["features-00000.bin", "boxes-00000.bin", "class_probs-00000.bin", "index.parquet"])
@@ -125,6 +292,7 @@ def test_another_schema_is_refused(tmp_path, images):
     ({"boxes": np.float32([[0, -2, 9, 9], [5, 5, 9, 9]])}, "outside"),
     ({"class_probs": np.zeros((2, 4))}, "class_probs of shape"),
     ({"class_probs": None}, "class_probs"),
+    ({"class_probs": np.full((2, 3), np.nan)}, "class_probs are not finite"),
     ({"boxes": np.zeros((0, 4)), "features": np.zeros((0, 8)), "class_probs": np.zeros((0, 3))}, "no regions"),
 ])
 def test_bad_regions_name_their_image(tmp_path, change, problem):

@@ -170,8 +170,51 @@ def test_answer_lists_are_plain_json(tmp_path):
     assert AnswerVocabulary.open(tmp_path / "answers.json").answers == ("yes", "naïve")
 
 
-@pytest.mark.parametrize("answers, match", [
-    (["yes", "The dog"], "a.json: 'The dog' is not in normal form"), (["no", "no"], "a.json: repeated")])
-def test_lists_that_cannot_be_answered_are_refused(tmp_path, answers, match):
-    (tmp_path / "a.json").write_text(json.dumps(answers))
-    with pytest.raises(ValueError, match=match): AnswerVocabulary.open(tmp_path / "a.json")
+def published(tmp_path, content):
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    return AnswerVocabulary.open(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("content, match", [
+    (["no", "no"], "repeated"), ([], "expected a list of answers"), ("yes", "expected a list of answers"),
+    (["yes", 2], "expected a list of answers"), ([["yes"]], "expected a list of answers"), (None, "expected a list"),
+    ({}, "expected a list of answers"), ({"yes": 0, "no": 2}, "the 2 answers do not have the positions"),
+    ({"yes": 1, "no": 1}, "positions"), ({"yes": False, "no": True}, "positions"), ({"yes": "0"}, "positions"),
+    ({"yes": [0]}, "positions"), ({"yes": None, "no": 1}, "positions"), ({"yes": 0.0}, "positions")])
+def test_files_that_are_no_list_of_answers_are_refused(tmp_path, content, match):
+    with pytest.raises(ValueError, match=f"a.json.*{match}"): published(tmp_path, content)
+
+
+def test_a_file_that_is_not_json_is_named(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\x80\x03}q")
+    with pytest.raises(ValueError, match="a.json: not JSON"): AnswerVocabulary.open(tmp_path / "a.json")
+
+
+phrases = st.lists(st.sampled_from(["", "yes", "Yes", "two", "2", "in the mirror", "t-shirt", "t shirt", "a", "?", "naïve"]),
+                   min_size=1, unique=True)
+
+
+@given(phrases, st.randoms(use_true_random=False))
+def test_published_lists_keep_their_positions_in_both_forms(tmp_path_factory, answers, random):
+    folder, numbered = tmp_path_factory.getbasetemp(), list(enumerate(answers))
+    random.shuffle(numbered)
+    both = [published(folder, answers), published(folder, {answer: i for i, answer in numbered})]
+    for vocabulary in both:
+        assert vocabulary.answers == tuple(answers) and len(vocabulary) == len(answers)
+        vocabulary.save(folder / "again.json")
+        assert AnswerVocabulary.open(folder / "again.json").index == vocabulary.index
+
+
+@given(phrases, st.sampled_from(["Yes!", "two", "2.", "In the mirror", "T-Shirt", "t shirt", "?"]))
+def test_targets_are_found_by_normal_form_and_prefer_it(answers, said):
+    vocabulary, form = AnswerVocabulary(answers), normalise_answer(said)
+    able = [i for i, answer in enumerate(answers) if normalise_answer(answer) == form]
+    positions, scores = vocabulary.targets((said,))
+    if not able or not form: assert positions == []
+    else: assert (positions, scores) == ([answers.index(form) if form in answers else able[0]], [1.])
+
+
+def test_the_column_of_upstream_is_counted_where_there_is_one():
+    vqa = frame(("no", "yes"), ("no", "yes"), ()).assign(multiple_choice_answer=["Yes.", "yes", ""])
+    assert build_answers(vqa, minimum=2) == ["yes"] and build_answers(vqa, minimum=3) == []
+    assert build_answers(vqa, frame(("yes",)), minimum=3) == ["yes"]

@@ -5,37 +5,66 @@
 # %% auto #0
 __all__ = ['read_conceptual_captions']
 
-# %% ../../nbs/26_captions.ipynb #4fc9603a
+# %% ../../nbs/26_captions.ipynb #86511796
+import warnings
 import zlib
+from array import array
 
+import numpy as np
 import pandas as pd
 
-from .frames import CorpusError, frame, upstream
+from .frames import CorpusError, frame, text_lines
+from .layout import upstream
 
-# %% ../../nbs/26_captions.ipynb #rows
-def _rows(file) -> list[list[str]]:
-    "Caption and address of every line; CorpusError for a line that does not have two columns, or no line."
-    try:
-        rows = [line.rstrip("\r").split("\t") for line in file.read_bytes().decode().split("\n") if line]
-    except UnicodeDecodeError as error:
-        raise CorpusError(file, problem=f"not UTF-8 text ({error}); download it again") from None
-    if not rows:
-        raise CorpusError(file, problem="empty; download it again")
-    for index, row in enumerate(rows):
-        if len(row) != 2:
-            raise CorpusError(file, index, problem=f"expected caption, tab, address; found {len(row)} columns")
-    return rows
+# %% ../../nbs/26_captions.ipynb #pairs
+def _pairs(file):
+    "Caption and address (bytes) of every line; CorpusError for a line that does not have two columns, or no line."
+    number = -1
+    with text_lines(file) as lines:
+        for number, line in enumerate(lines):
+            try:
+                caption, address = line.rstrip(b"\r\n").split(b"\t")
+                yield caption.decode(), address
+            except UnicodeDecodeError as error:
+                raise CorpusError(file, number, problem=f"not UTF-8 text ({error}); download it again") from None
+            except ValueError:
+                columns = line.count(b"\t") + 1
+                problem = f"expected caption, tab, address; found {columns} columns"
+                raise CorpusError(file, number, problem=problem) from None
+    if number < 0: raise CorpusError(file, problem="empty; download it again")
 
 # %% ../../nbs/26_captions.ipynb #captions
-def _captions(root, name: str) -> pd.DataFrame:
-    "The captions of one file, one per picture name."
-    file = upstream(root, f"conceptual_captions/{name}.tsv")
-    captions = {}
-    for caption, address in _rows(file):
-        captions.setdefault(str(zlib.crc32(address.encode())), caption)
-    return frame({"uid": list(captions), "images": [(f"conceptual_captions:{id}",) for id in captions],
-                  "text": list(captions.values())}, file)
+def _captions(file) -> pd.DataFrame:
+    "One row per line: `name` (CRC-32 of the address), `owner` (Python's hash of it, 64 bits), `text`."
+    names, owners, captions = array("I"), array("q"), []
+    for caption, address in _pairs(file):
+        names.append(zlib.crc32(address))
+        owners.append(hash(address))
+        captions.append(caption)
+    return pd.DataFrame({"name": np.array(names), "owner": np.array(owners), "text": captions})
+
+# %% ../../nbs/26_captions.ipynb #told-apart
+def _told_apart(captions: pd.DataFrame) -> pd.DataFrame:
+    "The first caption of every address, without addresses that share their name."
+    captions = captions[~captions["owner"].duplicated()]
+    return captions[~captions["name"].duplicated(keep=False)]
+
+# %% ../../nbs/26_captions.ipynb #examples
+def _examples(captions: pd.DataFrame, file) -> pd.DataFrame:
+    "The example frame of rows of `_captions`."
+    return frame({"uid": captions["name"].astype(str).array,
+                  "images": [(f"conceptual_captions:{name}",) for name in captions["name"]],
+                  "text": captions["text"].array}, file)
 
 def read_conceptual_captions(root) -> dict[str, pd.DataFrame]:
-    "Conceptual Captions: lines of caption, tab, address. No target column, no test; uid = CRC-32 of the address."
-    return {"train": _captions(root, "Train_GCC-training"), "val": _captions(root, "Validation_GCC-1.1.0-Validation")}
+    """Conceptual Captions: lines of caption, tab, address. No target column, no test; uid = CRC-32 of the address.
+    Repeated addresses, and addresses that share their CRC-32 with another, are left out; a warning says how many."""
+    names = {"val": "Validation_GCC-1.1.0-Validation", "train": "Train_GCC-training"}
+    files = {split: upstream(root, f"conceptual_captions/{name}.tsv") for split, name in names.items()}
+    captions = pd.concat([_captions(file).assign(split=split) for split, file in files.items()])
+    kept = _told_apart(captions)
+    if left := len(captions) - len(kept):
+        warnings.warn(f"{files['train'].parent}: {left} of {len(captions)} captions left out, because another "
+                      "caption has the same address or an address with the same CRC-32", stacklevel=2)
+    del captions
+    return {split: _examples(kept[kept["split"] == split], files[split]) for split in ("train", "val")}

@@ -5,42 +5,69 @@
 # %% auto #0
 __all__ = ['visual_genome_objects']
 
-# %% ../../nbs/27_objects.ipynb #5ea4cc62
+# %% ../../nbs/27_objects.ipynb #a38b08bd
+import re
+
 import numpy as np
 import pandas as pd
 
 from ..boxes import xywh_to_xyxy
-from .frames import Records, lookup, nested, read_json, records, upstream
-from .images import visual_genome_images
+from .frames import Records, lookup, nested, read_json, records, shown
+from .images import optional, spelling, visual_genome_images
+from .layout import upstream
 
-# %% ../../nbs/27_objects.ipynb #attributes
+# %% ../../nbs/27_objects.ipynb #strings
+_half_characters = re.compile("[\ud800-\udfff]")  # JSON can write them, no table can hold them
+
+def _strings(objects: Records, lists: list, field: str) -> list[list[str]]:
+    "`lists` as they are; CorpusError if one of them holds anything but text."
+    wrong = next((i for i, values in enumerate(lists)
+                  if not {*map(type, values)} <= {str} or _half_characters.search("".join(values))), None)
+    if wrong is None: return lists
+    raise objects.error(wrong, field, f"expected a list of words, found {shown(lists[wrong])}")
+
 def _attributes(root) -> dict[int, tuple[str, ...]]:
-    "object_id -> attributes, for the objects that have any."
+    "object_id -> attributes, for the objects that have any; those of an object that is listed twice are taken together."
     file = upstream(root, "visual_genome/attributes.json")
     objects, _ = nested(records(file, read_json(file)), "attributes")
-    ids = objects.column("object_id", int)
-    return {id: tuple(row["attributes"]) for id, row in zip(ids, objects.rows) if row.get("attributes")}
+    ids, found = objects.column(spelling(objects, "object_id", "id"), int), {}
+    for id, attributes in zip(ids, _strings(objects, optional(objects, "attributes", [], list), "attributes")):
+        if attributes: found[id] = found.get(id, ()) + tuple(attributes)
+    return found
 
-# %% ../../nbs/27_objects.ipynb #clipped
+# %% ../../nbs/27_objects.ipynb #coordinates
+def _coordinates(objects: Records, side: str) -> list[float]:
+    "A field of every object that is a number of pixels; CorpusError if it is none, or farther out than any picture."
+    values = objects.column(side, int, float)
+    wrong = next((i for i, value in enumerate(values) if not abs(value) < 1 << 20), None)
+    if wrong is None: return values
+    raise objects.error(wrong, side, f"expected a number of pixels, found {shown(values[wrong])}")
+
 def _clipped(objects: Records, sizes) -> tuple[np.ndarray, np.ndarray]:
     "Boxes as fractions (N, 4), cut to their pictures (`sizes`: N, 2), and which of them are left with a pixel or more."
-    xywh = np.array([objects.column(side, int, float) for side in "xywh"], dtype=float).T.reshape(-1, 4)
+    xywh = np.array([_coordinates(objects, side) for side in "xywh"], dtype=float).T.reshape(-1, 4)
     limits = np.tile(np.asarray(sizes, dtype=float).reshape(-1, 2), 2)
     corners = np.clip(xywh_to_xyxy(xywh), 0, limits)
     return corners / limits, (corners[:, 2:] - corners[:, :2] >= 1).all(1)
+
+# %% ../../nbs/27_objects.ipynb #names
+def _names(objects: Records) -> list[str]:
+    "The first name of every object, empty if it has none."
+    field = spelling(objects, "names", "name")
+    names = [[name] if isinstance(name, str) else name for name in objects.column(field, list, str)]
+    return [listed[0] if listed else "" for listed in _strings(objects, names, field)]
 
 # %% ../../nbs/27_objects.ipynb #visual-genome-objects
 def visual_genome_objects(root) -> pd.DataFrame:
     """Visual Genome's objects, `objects.json` [{image_id, objects: [{object_id, x, y, w, h, names}]}] and their
     `attributes.json`: columns `image` (canonical key), `name` (the first), `attributes` (tuple), `box` (fractions)."""
     file = upstream(root, "visual_genome/objects.json")
-    images = records(file, read_json(file))
-    photographs = lookup(images, "image_id", visual_genome_images(root), "visual_genome/image_data.json", int)
-    objects, owners = nested(images, "objects")
+    entries, images = records(file, read_json(file)), visual_genome_images(root)
+    photographs = lookup(entries, spelling(entries, "image_id", "id"), images, "visual_genome/image_data.json", int)
+    objects, owners = nested(entries, "objects")
     boxes, kept = _clipped(objects, [photographs[owner][1:] for owner in owners])
-    attributes, ids = _attributes(root), objects.column("object_id", int)
-    result = pd.DataFrame({"image": [photographs[owner].key for owner in owners],
-                           "name": [names[0] if names else "" for names in objects.column("names", list)],
+    attributes, ids = _attributes(root), objects.column(spelling(objects, "object_id", "id"), int)
+    result = pd.DataFrame({"image": [photographs[owner].key for owner in owners], "name": _names(objects),
                            "attributes": [attributes.get(id, ()) for id in ids],
                            "box": list(map(tuple, boxes.tolist()))})
     return result[kept & (result["name"] != "")].reset_index(drop=True)

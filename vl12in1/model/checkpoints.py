@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['ANSWERS', 'TASK_TABLE', 'REGION_HEAD', 'PARTS', 'PROBLEMS', 'DECODER', 'COMPONENTS', 'kind_of', 'rows',
-           'encoder_config', 'arguments', 'starts_afresh', 'wanted_tensors', 'account', 'check_account',
+           'encoder_config', 'arguments', 'keys_by_name', 'starts_afresh', 'wanted_tensors', 'account', 'check_account',
            'without_contents', 'start_afresh', 'fill_published', 'check_tied', 'read_published', 'published_order',
            'to_published', 'write_published', 'component', 'inspect']
 
-# %% ../../nbs/43a_checkpoints.ipynb #87a9054c
+# %% ../../nbs/43a_checkpoints.ipynb #062b39da
 import json
-import os
 import re
 from dataclasses import replace
 from math import prod
@@ -18,13 +17,12 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 
 from .heads import TwelveInOne
 from .names import (PRETRAINING_HEADS, TASK_HEADS, canonical_names, published_config, published_modules,
                                  published_tensors, read_config, to_published_config, why_dropped)
 from .pretraining import REGION_LOSSES, Pretraining
-from .saving import CheckpointError, open_tensors
+from .saving import CheckpointError, open_tensors, write_tensors
 from .vilbert import ViLBERTConfig, initialise, published_task_tokens
 
 # %% ../../nbs/43a_checkpoints.ipynb #kind-of
@@ -41,26 +39,30 @@ def rows(shapes, key, default) -> int:
     return shapes[key][0] if shapes.get(key) else default
 
 def encoder_config(config, shapes) -> ViLBERTConfig:
-    "From a path, a published dictionary or a `ViLBERTConfig`; `shapes` by canonical name."
+    "From the content of a published file or a `ViLBERTConfig`; `shapes` by canonical name."
     if isinstance(config, ViLBERTConfig): return config
-    encoder, published = published_config(config), config if isinstance(config, dict) else read_config(config)
-    if "task_tokens" in published: return encoder
-    tokens = published_task_tokens(rows(shapes, TASK_TABLE, 20)) if published.get("task_specific_tokens", True) else ()
+    encoder = published_config(config)
+    if "task_tokens" in config: return encoder
+    tokens = published_task_tokens(rows(shapes, TASK_TABLE, 20)) if config.get("task_specific_tokens", True) else ()
     return replace(encoder, task_tokens=tokens)
 
 # %% ../../nbs/43a_checkpoints.ipynb #arguments
 def arguments(into, config, shapes, fresh, vocabularies) -> dict:
-    "What the constructor of `into` needs beside the encoder's configuration."
+    "What the constructor of `into` needs beside the encoder's configuration; `config` and `shapes` as above."
     if into is Pretraining:
-        published = {} if isinstance(config, ViLBERTConfig) else config if isinstance(config, dict) else read_config(config)
+        published = {} if isinstance(config, ViLBERTConfig) else config
         said = published.get("v_target_size", rows(shapes, REGION_HEAD, 1601)), published.get("visual_target", 0)
         if any(type(number) is not int for number in said) or said[0] < 1 or said[1] not in range(len(REGION_LOSSES)):
-            name = "configuration" if isinstance(config, dict) else config
-            raise CheckpointError(f"{name}: v_target_size {said[0]!r} or visual_target {said[1]!r} is none")
+            raise CheckpointError(f"configuration: v_target_size {said[0]!r} or visual_target {said[1]!r} is none")
         return dict(classes=said[0], region_target=list(REGION_LOSSES)[said[1]])
     sizes = {name: None if {"heads", f"answer_{name}"} & set(fresh) else rows(shapes, key, size)
              for name, (key, size) in ANSWERS.items()} | (vocabularies or {})
     return dict(vocabularies={name: size for name, size in sizes.items() if size})
+
+# %% ../../nbs/43a_checkpoints.ipynb #keys-by-name
+def keys_by_name(keys) -> dict[str, str]:
+    "Canonical name -> key of a file; of two spellings of one name the first."
+    return {name: key for key, name in reversed(canonical_names(keys).items())}
 
 # %% ../../nbs/43a_checkpoints.ipynb #starts-afresh
 PARTS = {module.split(".")[1] for module in [*TASK_HEADS, *PRETRAINING_HEADS]} | {"heads", "task_tokens"}
@@ -80,20 +82,22 @@ def wanted_tensors(model) -> dict[str, tuple[str, tuple[int, ...]]]:
     return wanted
 
 # %% ../../nbs/43a_checkpoints.ipynb #account
-def account(model, shapes, fresh=()) -> pd.DataFrame:
-    "One row per key of a file (`shapes`) and per tensor it lacks: `status`, `ours`, shapes `found` and `expected`, `note`."
-    names, wanted, lines, seen = canonical_names(shapes), wanted_tensors(model), {}, {}
+def account(model, shapes, keys, fresh=()) -> pd.DataFrame:
+    """One row per key of a file (`shapes`) and per tensor it lacks: `status`, `ours`, shapes `found` and `expected`, `note`.
+
+    `keys` as from `keys_by_name`; `fresh`: the parts that start from random weights."""
+    names, wanted, lines = {key: name for name, key in keys.items()}, wanted_tensors(model), {}
     known = {f"{module}.{kind}" for modules in published_modules(model.config).values()
              for module in modules for kind in ("weight", "bias")}
-    for key, name in names.items():
-        ours, expected = wanted.get(name, ("", None)) if seen.setdefault(name, key) == key else ("", None)
-        note = "" if ours or seen[name] != key else why_dropped(name) or f"no part of a {type(model).__name__}" * (name in known)
+    for key, found in shapes.items():
+        name = names.get(key, "")  # a second spelling has none
+        ours, expected = wanted.get(name, ("", None))
+        note = "" if ours else why_dropped(name) or f"no part of a {type(model).__name__}" * (name in known)
         status = ("dropped" if note else "unexpected") if not ours else "fresh" if starts_afresh(ours, fresh) else (
-            "mapped" if shapes[key] == expected else "wrong shape")
-        lines[key] = status, ours, shapes[key], expected, note
-    for name in wanted.keys() - set(names.values()):
-        ours, expected = wanted[name]
-        lines[name] = "fresh" if starts_afresh(ours, fresh) else "missing", ours, None, expected, ""
+            "mapped" if found == expected else "wrong shape")
+        lines[key] = status, ours, found, expected, note
+    for name, (ours, expected) in wanted.items():
+        if name not in keys: lines[name] = "fresh" if starts_afresh(ours, fresh) else "missing", ours, None, expected, ""
     columns = ["status", "ours", "found", "expected", "note"]
     return pd.DataFrame.from_dict(lines, orient="index", columns=columns, dtype=object).rename_axis("key")
 
@@ -112,10 +116,15 @@ def check_account(report, source):
         f"random weights in `fresh` ({', '.join(sorted(PARTS))}).", *lines, *more]))
 
 # %% ../../nbs/43a_checkpoints.ipynb #without-contents
-def without_contents(into, config, arguments):
+def without_contents(into, config, shapes, fresh=(), vocabularies=None):
     "A model on the device `meta`; CheckpointError if it would have more numbers than can be counted."
+    if not isinstance(config, (dict, ViLBERTConfig)):
+        content = read_config(config)
+        try: return without_contents(into, content, shapes, fresh, vocabularies)
+        except CheckpointError as error: raise CheckpointError(f"{config}{str(error).removeprefix('configuration')}") from None
+    encoder, more = encoder_config(config, shapes), arguments(into, config, shapes, fresh, vocabularies)
     try:
-        with torch.device("meta"): return into(config, **arguments)
+        with torch.device("meta"): return into(encoder, **more)
     except RuntimeError as error: raise CheckpointError(f"configuration: no such model can be built ({error})") from None
 
 # %% ../../nbs/43a_checkpoints.ipynb #start-afresh
@@ -130,10 +139,9 @@ def start_afresh(model):
         for name, contents in filled.items(): module.get_parameter(name).data.copy_(contents)
 
 # %% ../../nbs/43a_checkpoints.ipynb #fill-published
-def fill_published(model, tensors, report):
-    "Moves the mapped tensors of a published file into `model`."
-    modules, keys, state, status = published_modules(model.config), {}, {}, report.status.to_dict()
-    for key, name in canonical_names(tensors.shapes).items(): keys.setdefault(name, key)
+def fill_published(model, tensors, keys, report):
+    "Moves the mapped tensors of a published file into `model`; `keys` as from `keys_by_name`, `report` as from `account`."
+    modules, state, status = published_modules(model.config), {}, report.status.to_dict()
     for name in model.state_dict():
         parts = [keys.get(part) for part in published_tensors(name, modules)]
         if all(status.get(key) == "mapped" for key in parts):
@@ -144,10 +152,9 @@ def fill_published(model, tensors, report):
 # %% ../../nbs/43a_checkpoints.ipynb #check-tied
 DECODER = "cls.predictions.decoder.weight"
 
-def check_tied(model, tensors):
-    "CheckpointError if the file's word decoder is another matrix than the word embeddings that `model` has read."
-    key = next((key for key, name in canonical_names(tensors.shapes).items() if name == DECODER), None)
-    if key and not torch.equal(tensors.take(key), model.encoder.text_embeddings.words.weight):
+def check_tied(model, tensors, key):
+    "CheckpointError if the file's word decoder, `key`, is another matrix than the word embeddings that `model` has read."
+    if not torch.equal(tensors.take(key), model.encoder.text_embeddings.words.weight):
         raise CheckpointError(f"{tensors.source}: {key} is not the matrix of word embeddings; the published model has one for both")
 
 # %% ../../nbs/43a_checkpoints.ipynb #read-published
@@ -161,13 +168,13 @@ def read_published(weights, config, into=None, fresh=(), vocabularies=None, stri
     of another shape; with `strict=False` the report says so instead. Nothing in the file is executed."""
     if unknown := set(fresh) - PARTS: raise ValueError(f"fresh: no part {sorted(unknown)}; there are {sorted(PARTS)}")
     tensors = open_tensors(weights)
-    shapes = {name: tensors.shapes[key] for key, name in canonical_names(tensors.shapes).items()}
-    into, encoder = into or kind_of(shapes), encoder_config(config, shapes)
-    model = without_contents(into, encoder, arguments(into, config, shapes, fresh, vocabularies))
-    report = account(model, tensors.shapes, fresh)
+    keys = keys_by_name(tensors.shapes)
+    shapes = {name: tensors.shapes[key] for name, key in keys.items()}
+    model = without_contents(into or kind_of(shapes), config, shapes, fresh, vocabularies)
+    report = account(model, tensors.shapes, keys, fresh)
     if strict: check_account(report, tensors.source)
-    fill_published(model, tensors, report)
-    if strict: check_tied(model, tensors)
+    fill_published(model, tensors, keys, report)
+    if strict and DECODER in keys: check_tied(model, tensors, keys[DECODER])
     return model.eval(), report
 
 # %% ../../nbs/43a_checkpoints.ipynb #published-order
@@ -200,13 +207,9 @@ def write_published(model, path):
     "Writes published weights to `path` (`.safetensors`, else a state dict as PyTorch saves it), and beside them `<path>.json`."
     path, (state, config) = Path(path), to_published(model)
     if path.suffix == ".json": raise ValueError(f"{path}: that is where the configuration goes; name the weights otherwise")
-    part = path.with_suffix(".part")
+    if path.suffix == ".safetensors" and DECODER in state: state[DECODER] = state[DECODER].clone()  # it shares no memory
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".safetensors":
-        if DECODER in state: state[DECODER] = state[DECODER].clone()  # the format shares no memory between names
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
-    else: torch.save(state, part)
-    os.replace(part, path)
+    write_tensors(state, path)
     path.with_suffix(".json").write_text(json.dumps(config, indent=1) + "\n")
 
 # %% ../../nbs/43a_checkpoints.ipynb #component

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'two_layers', 'AnswerHead', 'MatchHead', 'GroundHead', 'LabelHead', 'EntailHead', 'PairHead', 'make_heads',
-           'TwelveInOne']
+           'TwelveInOne', 'with_task']
 
-# %% ../../nbs/41_heads.ipynb #b6944e57
-from dataclasses import asdict
+# %% ../../nbs/41_heads.ipynb #61d8929a
+from dataclasses import asdict, replace
 
 import torch
 from torch import nn
@@ -135,3 +135,13 @@ class TwelveInOne(nn.Module, SavedModel):
     def settings(self): return dict(config=asdict(self.config), vocabularies=self.vocabularies)
     def encode(self, batch, attention=False): return self.encoder(batch, attention)
     def forward(self, batch): return self.head(batch.task).logits(self.encode(batch), batch).float()
+
+# %% ../../nbs/41_heads.ipynb #with-task
+def with_task(model: TwelveInOne, task, answers=0) -> TwelveInOne:
+    "A copy of `model` that knows one more task of `TASKS`; `answers`: size of its vocabulary, if it has its own. New weights are random."
+    vocabulary, tokens = TASKS[task].vocabulary, model.config.task_tokens
+    config = replace(model.config, task_tokens=(*tokens, (task,)) if tokens else tokens)
+    grown = TwelveInOne(config, model.vocabularies | ({vocabulary: answers} if answers else {}))
+    state = grown.state_dict()
+    for name, tensor in model.state_dict().items(): state[name][:len(tensor)] = tensor  # the table of tokens has a row more
+    return grown

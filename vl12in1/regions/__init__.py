@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['Regions', 'RegionStore', 'RegionWriter', 'StoreError', 'verify', 'Detector', 'DetectorConfig', 'load_detector',
-           'read_picture', 'save_detector', 'name_scores', 'recall', 'train_detector', 'extract', 'extract_given',
-           'given_boxes']
+           'read_picture', 'save_detector', 'name_scores', 'recall', 'train_detector', 'ImportReport', 'canonical_key',
+           'find_features', 'import_features', 'check_pair', 'extract', 'extract_given', 'given_boxes',
+           'PretrainedBackbone', 'PretrainedDetector']
 
-# %% ../../nbs/34_regions.ipynb #f08bee48
+# %% ../../nbs/34_regions.ipynb #74bd1219
 from .store import Regions, RegionStore, RegionWriter, StoreError, verify
 from .detector import Detector, DetectorConfig, load_detector, read_picture, save_detector
 from .detector_training import name_scores, recall, train_detector
-from .extraction import extract, extract_given, given_boxes
+from .importers import ImportReport, canonical_key, find_features, import_features
+from .extraction import check_pair, extract, extract_given, given_boxes
+from .pretrained import PretrainedBackbone, PretrainedDetector
 
 # %% ../../nbs/34_regions.ipynb #all
 _all_ = ["Regions", "RegionStore", "RegionWriter", "StoreError", "verify", "Detector", "DetectorConfig",
          "load_detector", "read_picture", "save_detector", "name_scores", "recall", "train_detector",
-         "extract", "extract_given", "given_boxes"]
+         "ImportReport", "canonical_key", "find_features", "import_features", "check_pair", "extract",
+         "extract_given", "given_boxes", "PretrainedBackbone", "PretrainedDetector"]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PUNCTUATION', 'REPAIRS', 'NUMBERS', 'FORMS', 'strip_punctuation', 'normalise_words', 'normalise_answer', 'agreement',
-           'vqa_accuracy', 'soft_scores', 'exact_match', 'retrieval_ranks', 'recall_at']
+           'vqa_accuracy', 'soft_scores', 'vqa_conventions', 'exact_match', 'retrieval_ranks', 'recall_at',
+           'text_ranks']
 
 # %% ../../nbs/50_evaluation.ipynb #529d5740
 import re
@@ -16,6 +17,7 @@ import numpy as np
 # %% ../../nbs/50_evaluation.ipynb #strip-punctuation
 PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
 
+@lru_cache(maxsize=1 << 16)
 def strip_punctuation(text) -> str:
     "First pass of the official normalisation: signs become spaces or nothing, full stops go unless a digit follows."
     between_digits = re.search(r"\d,\d", text)
@@ -89,19 +91,41 @@ def soft_scores(answers) -> dict[str, float]:
     counts = Counter(map(normalise_answer, answers))
     return {answer: min(1., 3 * count / len(answers)) for answer, count in counts.items() if answer}
 
+# %% ../../nbs/50_evaluation.ipynb #vqa-conventions
+def vqa_conventions(prediction, answers) -> dict[str, float]:
+    "Credit of a prediction in normal form by the three conventions: the scorers of 2021 and 2017, and as a target."
+    return {"2021": vqa_accuracy(prediction, answers), "2017": vqa_accuracy(prediction, answers, "2017"),
+            "target": soft_scores(answers).get(prediction, 0.)}
+
 # %% ../../nbs/50_evaluation.ipynb #exact-match
 def exact_match(prediction, answers) -> float:
     "1 if the normalised `prediction` equals one of the normalised `answers`, else 0."
     if not len(answers): raise ValueError("no answers: an unlabelled question cannot be scored")
     return float(normalise_answer(prediction) in map(normalise_answer, answers))
 
-# %% ../../nbs/50_evaluation.ipynb #retrieval-ranks
+# %% ../../nbs/50_evaluation.ipynb #blocks
+def _blocks(scores): return (slice(start, start + 1000) for start in range(0, len(scores), 1000))
+
 def retrieval_ranks(scores, own) -> np.ndarray:
     "Rank, from 1, of each caption's own image: `scores` (captions, images), `own` columns (captions,) -> (captions,)."
     scores, own = np.asarray(scores), np.asarray(own)
     right = np.take_along_axis(scores, own[:, None], axis=1)
-    return (~(scores < right)).sum(axis=1)
+    ranks = np.full(len(scores), scores.shape[1])
+    for rows in _blocks(scores): ranks[rows] -= (scores[rows] < right[rows]).sum(axis=1)
+    return ranks
 
 def recall_at(ranks, k) -> float:
     "Share of ranks, counted from 1, that are at most `k`."
     return float((np.asarray(ranks) <= k).mean())
+
+# %% ../../nbs/50_evaluation.ipynb #text-ranks
+def text_ranks(scores, own) -> np.ndarray:
+    "Rank of the best of each image's own captions among the captions of others; images without a caption are left out."
+    scores, own = np.asarray(scores), np.asarray(own)
+    right, images = scores[np.arange(len(own)), own], scores.shape[1]
+    best = np.full(images, np.nan, dtype=np.result_type(scores, np.float16))
+    np.fmax.at(best, own, right)
+    behind = sum((scores[rows] < best).sum(axis=0) for rows in _blocks(scores))
+    behind = behind - np.bincount(own[right < best[own]], minlength=images)
+    captions = np.bincount(own, minlength=images)
+    return (1 + len(own) - captions - behind)[captions > 0]

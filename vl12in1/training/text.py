@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'split_words', 'build_wordpieces', 'write_wordpieces', 'read_wordpieces', 'Tokenizer', 'most_common',
-           'build_answers', 'AnswerVocabulary']
+           'build_answers', 'read_answers', 'AnswerVocabulary']
 
 # %% ../../nbs/51_text.ipynb #f9fc6029
 import json
@@ -81,23 +81,43 @@ def most_common(answers) -> str:
     scores = Counter(answer for answer in map(normalise_answer, answers) if answer)
     return scores.most_common(1)[0][0] if scores else ""
 
+def _usual(frame) -> map:
+    "The normalised answer by which each question of an example frame is counted."
+    if "multiple_choice_answer" in frame: return map(normalise_answer, frame.multiple_choice_answer)
+    return map(most_common, frame.answers)
+
 def build_answers(*frames, minimum=9) -> list[str]:
     "The most common answers of at least `minimum` questions of the example frames; by frequency, then alphabet."
-    counts = Counter(most_common(answers) for frame in frames for answers in frame.answers)
+    counts = Counter(answer for frame in frames for answer in _usual(frame))
     return sorted((answer for answer in counts if answer and counts[answer] >= minimum),
                   key=lambda answer: (-counts[answer], answer))
 
+# %% ../../nbs/51_text.ipynb #read-answers
+def read_answers(path) -> list[str]:
+    "A published list of answers, from JSON: a list, or an object answer -> position; ValueError if it is neither."
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if isinstance(content, dict):
+        if {*map(type, content.values())} - {int} or sorted(content.values()) != list(range(len(content))):
+            raise ValueError(f"{path}: the {len(content)} answers do not have the positions 0, 1, 2, …")
+        content = sorted(content, key=content.get)
+    if not isinstance(content, list) or not content or {*map(type, content)} != {str}:
+        raise ValueError(f"{path}: expected a list of answers, or an object answer -> position")
+    return content
+
 # %% ../../nbs/51_text.ipynb #answervocabulary
 class AnswerVocabulary:
-    "A closed list of normalised answers: `answers[i]` is what output `i` says, `index` is its inverse."
+    "A closed list of answers: `answers[i]` is what output `i` says, `index` the output of an answer in normal form."
 
     def __init__(self, answers, source="answers"):
         "`source` names the list in error messages."
         self.answers = tuple(answers)
-        self.index = {answer: i for i, answer in enumerate(self.answers)}
-        odd = [answer for answer in self.answers if normalise_answer(answer) != answer]
-        if odd: raise ValueError(f"{source}: {odd[0]!r} is not in normal form, that is {normalise_answer(odd[0])!r}")
-        if len(self.index) < len(self.answers): raise ValueError(f"{source}: repeated answers")
+        if len(set(self.answers)) < len(self.answers): raise ValueError(f"{source}: repeated answers")
+        self.index = {}
+        for i, answer in enumerate(self.answers): self.index.setdefault(normalise_answer(answer), i)
+        self.index |= {answer: i for i, answer in enumerate(self.answers) if normalise_answer(answer) == answer}
 
     def __len__(self): return len(self.answers)
 
@@ -108,8 +128,8 @@ class AnswerVocabulary:
 
     @classmethod
     def open(cls, path):
-        "From a JSON list, as `save` writes it."
-        return cls(json.loads(Path(path).read_text(encoding="utf-8")), source=str(path))
+        "From JSON: as `save` writes it, or a published `label2ans` or `ans2label`."
+        return cls(read_answers(path), source=str(path))
 
     def save(self, path):
         "Write the list as JSON."
