@@ -157,8 +157,10 @@ def advice(found) -> list[str]:
 def doctor(data="data", build="build", study=None) -> str:
     """What is to be said about the data folder `data`, the stages' outputs in `build` and the profile of `study` (as
     `notebooks.settings` returns it, which is asked if it is None), as text."""
-    study = settings() if study is None else study
+    study = study or settings()
     (store, seen), (sizes, words) = open_regions(Path(build) / "regions/detected"), vocabularies(Path(build) / "text")
-    found = examine(data, corpora.image_files(data), store)
+    try: pictures = corpora.image_files(data)
+    except CorpusError: pictures = {}  # a list of images is broken, which is said of the corpora that read it
+    found = examine(data, pictures, store)
     return "\n".join([f"{data}, profile {study['profile']}", "", table(found), "", *advice(found), "",
                       seen, words, *_size(study, sizes, store), accelerator(), f"next         {next_step(found, store, data)}"])
