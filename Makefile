@@ -1,6 +1,7 @@
 # make study   the whole study: environment, dvc repro, tables              make smoke   the same, tiny, in a throw-away clone
 # make test    environment, chapters and tests                              make tables  render the tables again from reports/
 # make lab     the book in JupyterLab                                       make clean   remove what the study made
+# make benchmark   how fast published features are imported and read back, about ten minutes and 12 GB of disk
 SHELL := bash
 # The first Python that is new enough; `make PYTHON=…` chooses another.
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -8,9 +9,9 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help study test smoke tables lab clean
+.PHONY: help study test smoke tables benchmark lab clean
 help:
-	@head -3 $(firstword $(MAKEFILE_LIST)) | sed 's/^# //'
+	@head -4 $(firstword $(MAKEFILE_LIST)) | sed 's/^# //'
 
 study: .venv/ready
 	@echo "make study: dvc repro runs what is out of date (nothing is: seconds; empty cache: see README.md)"
@@ -29,6 +30,12 @@ tables: .venv/ready
 	@echo "make tables: from the metrics in reports/, without data, weights or training"
 	dvc repro --single-item --force views $$(dvc stage list --name-only | grep -E '^(table|figure)_')
 	@ls reports/table_*.md reports/figure_*.png
+
+benchmark: .venv/ready
+	@echo "make benchmark: published features, written, imported and read back"
+	mkdir -p build
+	dvc repro --force benchmarks/dvc.yaml
+	@cat reports/benchmarks/*.md
 
 lab: .venv/lab
 	jupyter lab nbs
