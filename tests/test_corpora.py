@@ -107,7 +107,7 @@ FILES = {corpus: next(iter(releases.values())) for corpus, releases in corpora.R
 
 
 TARGETS = {"vqa": ["answers", "question_type", "answer_type", "multiple_choice_answer"],
-           "gqa": ["answers", "structural", "group", "entailed"], "visual_genome": ["answers"],
+           "gqa": ["answers", "structural", "detailed", "group", "balanced", "entailed"], "visual_genome": ["answers"],
            "coco_captions": [], "flickr30k": [], "conceptual_captions": [],
            **dict.fromkeys(("refcoco", "refcoco+", "refcocog"), ["box", "ref_id", "part", "size"]),
            **dict.fromkeys(("visual7w", "guesswhat"), ["candidates", "label", "candidate_ids"]), "nlvr2": ["label"],
@@ -170,6 +170,51 @@ def test_both_releases_of_snli_ve(tmp_path, content):
         for row in content[f"snli_ve/snli_ve_{split}.jsonl"]:
             row["Flickr30K_ID"] = row.pop("Flikr30kID").removesuffix(".jpg")
     assert corpora.load(write(tmp_path, content), only=["snli_ve"])["snli_ve"]["val"]["images"][0] == ("flickr30k:60",)
+
+
+def test_a_photograph_with_three_names_is_cocos(tmp_path, content):
+    content["visual_genome/image_data.json"][1]["flickr_id"] = 60
+    root = write(tmp_path, content)
+    assert corpora.identity(root)["flickr30k:60"] == "coco:901"
+    frames = corpora.load(root, only=["flickr30k", "snli_ve"])
+    assert ("coco:901",) in set(frames["flickr30k"]["train"]["images"]) | set(frames["flickr30k"]["test"]["images"])
+    assert all(("flickr30k:60",) not in set(part["images"]) for splits in frames.values() for part in splits.values())
+
+
+def test_snli_ve_alone_says_which_photographs_are_flickr30ks(tmp_path, content):
+    content["visual_genome/image_data.json"][2]["flickr_id"] = 60
+    kept = {path: value for path, value in content.items() if path.startswith(("snli_ve/", "visual_genome/"))}
+    assert corpora.identity(write(tmp_path, kept))["visual_genome:2"] == "flickr30k:60"
+
+
+def test_minus_one_is_no_coco_id(tmp_path, content):
+    for image in content["visual_genome/image_data.json"]: image["coco_id"] = -1
+    root = write(tmp_path, content)
+    assert {photograph.key for photograph in corpora.visual_genome_images(root).values()} == {f"visual_genome:{n}" for n in range(6)}
+
+
+def test_two_images_of_one_photograph_are_in_one_split(tmp_path, content):
+    for image in content["visual_genome/image_data.json"]: image["coco_id"] = 900 + image["image_id"] % 2
+    splits = corpora.load(write(tmp_path, content), only=["visual_genome"])["visual_genome"]
+    found = [set(part["images"]) for part in splits.values()]
+    assert sum(map(len, found)) == len(set.union(*found)) == 2
+
+
+def test_empty_lines_are_no_records(tmp_path, content):
+    content["snli_ve/snli_ve_dev.jsonl"] = encode("snli_ve/snli_ve_dev.jsonl", content["snli_ve/snli_ve_dev.jsonl"]) + b"\n\n"
+    games = gzip.decompress(encode("guesswhat.jsonl.gz", content["guesswhat/guesswhat.valid.jsonl.gz"]))
+    content["guesswhat/guesswhat.valid.jsonl.gz"] = gzip.compress(games + b"\n")
+    frames = corpora.load(write(tmp_path, content), only=["snli_ve", "guesswhat"])
+    assert (len(frames["snli_ve"]["val"]), len(frames["guesswhat"]["val"])) == (2, 1)
+
+
+@pytest.mark.parametrize("stray", ["image_data.json.zip", "relationships.json", "VG_100K/1.jpg", "objects.json.zip"])
+def test_what_lies_beside_shared_files_does_not_ask_for_a_corpus(tmp_path, content, stray):
+    root = write(tmp_path, {path: value for path, value in content.items() if path.startswith("gqa/")
+                            or path == "visual_genome/image_data.json"} | {f"visual_genome/{stray}": b""})
+    assert set(corpora.load(root)) == {"gqa"}
+    (root / "visual_genome/question_answers.json.zip").touch()
+    assert corpora.present(root).state["visual_genome"] == "incomplete"
 
 
 def test_any_subset_loads(tmp_path, content):

@@ -79,6 +79,13 @@ def test_missing_pictures_come_before_hours_of_work(data, tmp_path):
     assert int(next(line for line in report.splitlines() if line.startswith("flickr30k ")).split()[-4]) < 100
 
 
+def test_a_stray_feature_file_is_named(data, tmp_path):
+    root = linked(data, tmp_path / "data")
+    (root / "features/detected").mkdir(parents=True)
+    (root / "features/detected/README.md").touch()
+    assert "put that right" in last(doctor(root, tmp_path, STUDY)) and "README.md" in last(doctor(root, tmp_path, STUDY))
+
+
 def test_coverage_counts_regions_by_photograph(data, tmp_path):
     rng = np.random.default_rng(0)
     with RegionWriter(tmp_path / "regions/detected", "random") as writer:

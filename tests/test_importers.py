@@ -190,6 +190,36 @@ def test_sources_are_found_by_content_and_named_by_prefix(tmp_path):
     with pytest.raises(StoreError, match="pictures: name it by its images first"): find_features(tmp_path)
 
 
+def test_pieces_of_a_tsv_are_sources(tmp_path):
+    for piece in (0, 1, 12): published.write_tsv(tmp_path / f"coco_train.tsv.{piece}", [record(piece)])
+    sources = find_features(tmp_path)
+    assert [(source.path.name, source.format) for source in sources] == [(f"coco_train.tsv.{n}", "tsv") for n in (0, 1, 12)]
+    assert import_features(sources, tmp_path / "store").sources.images.tolist() == [1, 1, 1]
+    for name in ("coco.zip.0", "coco.0", "coco.tsv.part"):
+        (tmp_path / name).touch()
+        with pytest.raises(StoreError, match=f"{name}: no features"): find_features(tmp_path / ".")
+        (tmp_path / name).unlink()
+
+
+def test_an_lmdb_one_level_deeper_is_to_be_moved_up(tmp_path):
+    folder, inner = tmp_path / "files", "refcoco+_unc_resnext152.lmdb"
+    (folder / "refcoco+_unc").mkdir(parents=True)
+    published.write_lmdb(folder / "refcoco+_unc" / inner, [record(1)])
+    with pytest.raises(StoreError, match=re.escape(f"{folder}/refcoco+_unc: its LMDB is one level deeper; move {inner} up")):
+        find_features(folder)
+    (folder / "refcoco+_unc" / inner).rename(folder / inner)
+    (folder / "refcoco+_unc").rmdir()
+    assert find_features(folder) == [Source(folder / inner, "lmdb", "refcoco")]
+
+
+def test_given_boxes_with_features_of_another_size_are_rejected(tmp_path):
+    (tmp_path / "files").mkdir()
+    published.write_lmdb(tmp_path / "files/guesswhat.lmdb", map(record, range(9)))
+    published.write_lmdb(tmp_path / "files/refcoco.lmdb", [record(5, dim=9, seed=1)])
+    with pytest.raises(StoreError, match="guesswhat.lmdb: image '5': "):
+        import_features(find_features(tmp_path / "files"), tmp_path / "store", given=True, boxes="xyxy")
+
+
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     published.write_lmdb(tmp_path / "coco.lmdb", [record(1)])
     monkeypatch.setitem(sys.modules, "lmdb", None)
@@ -202,7 +232,9 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("change, problem", [
     (dict(boxes=np.float32([[0, 0, 9, 9]] * 3)), "4 rows of features, 3 boxes"),
     (dict(boxes=np.float32([[0, 0, 642, 9]] * 4)), "a box outside of the picture of 640 x 480"),
-    (dict(boxes=np.float32([[9, 9, 9, 20]] * 4)), "a box without area"),
+    (dict(boxes=np.float32([[9, 9, 8, 20]] * 4)), "a box without area"),
+    (dict(boxes=np.float32([[640, 9, 639.5, 20]] * 4)), "a box without area"),
+    (dict(boxes=np.float32([[640.5, 9, 640.2, 20]] * 4)), "a box without area"),
     (dict(boxes=np.float32([[0, 0, np.nan, 9]] * 4)), "a box without area"),
     (dict(boxes=np.zeros((0, 4), "f4"), features=np.zeros((0, 8), "f4")), "no regions"),
     (dict(features=np.full((4, 8), np.nan, "f4")), "not finite in float16"),
@@ -244,6 +276,16 @@ def test_corners_up_to_a_pixel_outside_are_drawn_in(tmp_path):
     report, store = imported(tmp_path, "coco.lmdb", [record(1) | {"boxes": boxes, "num_boxes": 2}])
     assert store["coco:1"].boxes.tolist() == [[0, 0, 640, 480], [0, 0, 640, 480], [1, 2, 3, 4], [5, 6, 7, 8]]
     assert report.sources.miscounted.tolist() == [1]
+
+
+def test_equal_corners_are_one_pixel_and_nothing_else_moves(tmp_path):
+    boxes = [[9, 5, 9, 20], [640, 480, 640, 480], [-.5, 7, -.5, 7], [640.2, 0, 640.4, 3], [639.5, 479.75, 640, 480]]
+    made = record(1, rows=5) | {"boxes": np.float32(boxes)}
+    _, store = imported(tmp_path, "coco.lmdb", [made])
+    expected = [[9, 5, 10, 20], [639, 479, 640, 480], [0, 7, 1, 8], [639, 0, 640, 3], [639.5, 479.75, 640, 480]]
+    assert store["coco:1"].boxes.tolist() == expected
+    report = import_features(find_features(tmp_path / "files"), tmp_path / "given", given=True)  # as sizes: outside
+    assert report.sources.boxes.tolist() == ["xyxy"] and RegionStore.open(tmp_path / "given")["coco:1"].boxes.tolist() == expected
 
 
 def test_the_first_copy_of_a_photograph_wins_unless_it_is_bad(tmp_path):

@@ -15,6 +15,7 @@ from vl12in1.corpora import verification
 from vl12in1.tasks import TASKS
 from vl12in1.training import metrics
 from vl12in1.training.evaluation import retrieval_ranks, soft_scores, vqa_accuracy
+from vl12in1.corpora.answering import Choices
 from vl12in1.training.metrics import (
     METRICS, caption_metrics, choice_metrics, entailment_metrics, gqa_metrics, grounding_score, nlvr2_metrics, official,
     oracle_recall, refer_metrics, retrieval_folds, retrieval_metrics, vqa_disagreement, vqa_metrics)
@@ -135,7 +136,7 @@ def test_gqa_is_what_the_definitions_say(drawn, random):
 @given(graphs)
 def test_perfect_answers_to_gqa(drawn):
     rows = [(gold[0], uid, gold, *rest) for _, uid, gold, *rest in asked(drawn)]
-    choices = {row[1]: {"valid": [row[0]], "plausible": [row[0], "x"]} for row in rows}
+    choices = {row[1]: Choices([row[0]], [row[0], "x"]) for row in rows}
     result = scores_of(gqa_metrics, rows, GQA, choices=choices)
     result.pop("examples"), result.pop("entailed answered", None)
     assert result.pop("distribution", 0) == 0
@@ -160,14 +161,14 @@ def test_a_contradiction_costs_consistency_and_a_wrong_question_none():
 def test_unbalanced_questions_serve_consistency_only():
     frame = pd.DataFrame(dict(uid=["q", "extra"], answers=[("red",), ("yes",)], structural=["query", "verify"],
                               group=["colour", "colour"], entailed=[("extra",), ("q",)], balanced=[True, False]))
-    result = gqa_metrics(frame, ["red", "no"], {"q": {"valid": ["red"], "plausible": []}}, [.5, .25])
+    result = gqa_metrics(frame, ["red", "no"], {"q": Choices(["red"], [])}, [.5, .25])
     assert result == {"accuracy": 1, "examples": 1, "open": 1, "structural type: query": 1, "consistency": 0, "entailed answered": 1,
                       "distribution": 0, "validity": 1, "plausibility": 0, "grounding": .5}
 
 
 def test_the_normal_form_decides_throughout():
     frame = pd.DataFrame(dict(uid=["1"], answers=[("t-shirt",)], group=["cloth"]))
-    choices = {"1": {"valid": ["t-shirt"], "plausible": ["t-shirt"]}}
+    choices = {"1": Choices(["t-shirt"], ["t-shirt"])}
     for said in ("t-shirt", "t shirt"):
         result = gqa_metrics(frame, [said], choices)
         assert (result["accuracy"], result["distribution"], result["validity"], result["plausibility"]) == (1, 0, 1, 1)
@@ -175,7 +176,7 @@ def test_the_normal_form_decides_throughout():
 
 def test_questions_about_common_properties_have_choices_of_their_own():
     frame = pd.DataFrame(dict(uid=["1", "2"], answers=[("color",), ("color",)], detailed=["twoCommon", "chooseAttr"]))
-    choices = {uid: {"valid": ["red"], "plausible": ["red"]} for uid in "12"}
+    choices = {uid: Choices(["red"], ["red"]) for uid in "12"}
     assert gqa_metrics(frame, ["shape", "red"], choices)["validity"] == 1
     assert gqa_metrics(frame, ["red", "shape"], choices)["validity"] == 0
 

@@ -42,8 +42,10 @@ def _state(root, corpus: str) -> str:
     root, release = Path(root), release_of(root, corpus)
     folder = root / next(iter(RELEASES[corpus][release])).rpartition("/")[0]
     found = [item for item in folder.iterdir() if not item.name.startswith(".")] if folder.is_dir() else []
-    if all(item.relative_to(root).as_posix() in _shared for item in found):
-        return "absent"
+    if any(Path(path).parent == folder.relative_to(root) for path in _shared):  # the folder serves other corpora, too
+        own = tuple(Path(path).stem for path in RELEASES[corpus][release] if path not in _shared)
+        found = [item for item in found if item.name.startswith(own)]
+    if not found: return "absent"
     return "incomplete" if missing(root, corpus, release) else "present"
 
 # %% ../../nbs/29_corpora.ipynb #present

@@ -21,7 +21,7 @@ from .layout import find, release_of, upstream, upstream_files
 
 # %% ../../nbs/22_answering.ipynb #last-images
 def last_images(images, count: float) -> set:
-    "The images, last in sorted order, that together hold `count` of the entries of `images` or just over."
+    "Of `images`, one id per question, those last in sorted order that together hold `count` questions or just over."
     chosen, held = set(), 0
     for image, entries in sorted(Counter(images).items(), reverse=True):
         if held >= count:
@@ -105,8 +105,9 @@ def _gqa_piece(file, photographs: dict[str, str]) -> pd.DataFrame:
     answered = any("answer" in row for row in questions.rows)
     return frame({"uid": list(content), "images": _alone(images), "text": questions.column("question"),
                   "answers": _alone(questions.column("answer")) if answered else [()] * len(images),
-                  "structural": _within(questions, "types", "structural"),
-                  "group": _within(questions, "groups", "global"), "entailed": _entailed(questions)}, file)
+                  "structural": _within(questions, "types", "structural"), "detailed": _within(questions, "types", "detailed"),
+                  "group": _within(questions, "groups", "global"), "balanced": optional(questions, "isBalanced", True, bool),
+                  "entailed": _entailed(questions)}, file)
 
 def gqa_questions(root, name: str) -> pd.DataFrame:
     """Questions of `{train|val|testdev|test|challenge}_{balanced|all}` or `submission_all`, in upstream's order; columns
@@ -121,8 +122,9 @@ def gqa_questions(root, name: str) -> pd.DataFrame:
 
 # %% ../../nbs/22_answering.ipynb #read-gqa
 def read_gqa(root) -> dict[str, pd.DataFrame]:
-    """GQA, balanced or all: `{id: {imageId, question, answer, types: {structural}, groups: {global}, entailed}}`; val =
-    GQA's own, test = testdev_balanced. Columns `answers` (0 or 1), `structural`, `group`, `entailed` (question ids)."""
+    """GQA, balanced or all: `{id: {imageId, question, answer, types: {structural, detailed}, groups: {global}, isBalanced,
+    entailed}}`; val = GQA's own, test = testdev_balanced. Columns `answers` (0 or 1), `structural`, `detailed`, `group`,
+    `balanced`, `entailed` (question ids)."""
     release = release_of(root, "gqa")
     names = {"train": f"train_{release}", "val": f"val_{release}", "test": "testdev_balanced"}
     return {split: gqa_questions(root, name) for split, name in names.items()}
@@ -160,6 +162,8 @@ def read_visual_genome(root) -> dict[str, pd.DataFrame]:
     named, photographs = spelling(located, "image_id", "id"), visual_genome_images(root)
     keys = {id: photograph.key for id, photograph in photographs.items()}
     keys, images = lookup(located, named, keys, "visual_genome/image_data.json", int), located.column(named, int)
+    first = {}  # two images may be one photograph, which is then in one split
+    images = [first.setdefault(key, image) for key, image in zip(keys, images)]
     held_out = min(5000, len(images) / 6)
     test = last_images(images, held_out)
     val = last_images([image for image in images if image not in test], held_out)

@@ -48,11 +48,11 @@ def read_json(file):
 
 # %% ../../nbs/20_frames.ipynb #read-json-lines
 def read_json_lines(file) -> list:
-    "One record per line of a JSON-lines file, packed or not; CorpusError names the record."
+    "One record per line of a JSON-lines file, packed or not, empty lines left out; CorpusError names the record."
     rows = []
     with text_lines(file) as lines:
         try:
-            rows.extend(map(json.loads, lines))
+            rows.extend(json.loads(line) for line in lines if line.strip())
         except (ValueError, RecursionError) as error:
             raise CorpusError(file, len(rows), problem=f"not a JSON line ({error})") from None
     return rows

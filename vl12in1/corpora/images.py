@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['spelling', 'optional', 'Photograph', 'visual_genome_images', 'identity', 'image_files']
 
-# %% ../../nbs/21_images.ipynb #6a53440d
+# %% ../../nbs/21_images.ipynb #ca66f718
 import os
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from types import NoneType
 from typing import NamedTuple
 
 from .frames import CorpusError, Records, choose, read_json, records, shown, text_lines
-from .layout import find, upstream
+from .layout import RELEASES, find, upstream
 
 # %% ../../nbs/21_images.ipynb #spelling
 def spelling(records: Records, *names: str) -> str:
@@ -37,6 +37,10 @@ def _flickr30k_ids(root) -> set[str]:
     for file in find(root, "flickr30k/results_20130124.token"):
         with text_lines(file) as lines:
             ids.update(line.partition(b".")[0].decode("ascii", "replace") for line in lines)
+    for path in {path for files in RELEASES["snli_ve"].values() for path in files}:
+        for file in find(root, path):
+            with text_lines(file) as lines:
+                ids.update(id.decode() for line in lines for id in re.findall(rb"([0-9]+)\.jpg#", line))
     return ids
 
 # %% ../../nbs/21_images.ipynb #photograph
@@ -53,28 +57,47 @@ def _pixels(listed: Records, field: str) -> list[int]:
         if not 0 < length < 1 << 20: raise listed.error(index, field, f"expected a number of pixels, found {shown(length)}")
     return lengths
 
-# %% ../../nbs/21_images.ipynb #visual-genome-images
-def visual_genome_images(root) -> dict[int, Photograph]:
-    """Visual Genome id -> Photograph, from `visual_genome/image_data.json`: image_id (v1.0: id), width, height, coco_id
-    (or null), flickr_id (or null, or absent). Its key is COCO's, else Flickr30k's if that lists it, else its own."""
+# %% ../../nbs/21_images.ipynb #listed
+class _Listed(NamedTuple):
+    "A record of Visual Genome's list; the ids are None where the image is not in COCO, or not in Flickr30k."
+    id: int
+    coco: int | None
+    flickr30k: int | None
+    width: int
+    height: int
+
+    @property
+    def key(self) -> str:
+        "The canonical key of the photograph."
+        if self.coco is not None: return f"coco:{self.coco}"
+        return f"visual_genome:{self.id}" if self.flickr30k is None else f"flickr30k:{self.flickr30k}"
+
+def _genome_list(root) -> list[_Listed]:
+    "The records of `visual_genome/image_data.json`; empty without the file."
+    if not find(root, "visual_genome/image_data.json"): return []
     file = upstream(root, "visual_genome/image_data.json")
     listed = records(file, read_json(file))
     ids, coco = listed.column(spelling(listed, "image_id", "id"), int), listed.column("coco_id", int, NoneType)
     flickr = optional(listed, "flickr_id", None, int)
-    elsewhere = {str(id) for id, twin in zip(flickr, coco) if twin is None and id is not None}
-    shared = elsewhere & _flickr30k_ids(root) if elsewhere else set()
-    keys = [f"coco:{twin}" if twin is not None else f"flickr30k:{photo}" if str(photo) in shared else f"visual_genome:{id}"
-            for id, twin, photo in zip(ids, coco, flickr)]
-    images = dict(zip(ids, map(Photograph, keys, _pixels(listed, "width"), _pixels(listed, "height"))))
-    if len(images) < len(ids): raise CorpusError(file, problem="an image is listed twice; download it again")
-    return images
+    shared = _flickr30k_ids(root) if any(flickr) else set()
+    coco = [id if id is not None and id > 0 else None for id in coco]  # a few images say -1
+    flickr = [id if str(id) in shared else None for id in flickr]
+    if len({*ids}) < len(ids): raise CorpusError(file, problem="an image is listed twice; download it again")
+    return list(map(_Listed, ids, coco, flickr, _pixels(listed, "width"), _pixels(listed, "height")))
+
+# %% ../../nbs/21_images.ipynb #visual-genome-images
+def visual_genome_images(root) -> dict[int, Photograph]:
+    """Visual Genome id -> Photograph, from `visual_genome/image_data.json`: image_id (v1.0: id), width, height, coco_id
+    (or null), flickr_id (or null, or absent). Its key is COCO's, else Flickr30k's if that lists it, else its own."""
+    upstream(root, "visual_genome/image_data.json")
+    return {image.id: Photograph(image.key, image.width, image.height) for image in _genome_list(root)}
 
 # %% ../../nbs/21_images.ipynb #identity
 def identity(root) -> dict[str, str]:
     "Alias -> canonical key, for every image that has two names; empty without `visual_genome/image_data.json`."
-    if not find(root, "visual_genome/image_data.json"):
-        return {}
-    names = {f"visual_genome:{id}": photograph.key for id, photograph in visual_genome_images(root).items()}
+    listed = _genome_list(root)
+    names = {f"visual_genome:{image.id}": image.key for image in listed}
+    names |= {f"flickr30k:{image.flickr30k}": image.key for image in listed if image.flickr30k is not None}
     return {alias: key for alias, key in names.items() if alias != key}
 
 # %% ../../nbs/21_images.ipynb #pictures

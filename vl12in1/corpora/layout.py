@@ -86,7 +86,7 @@ _holds = {path: holds for files in (*(files for releases in RELEASES.values() fo
                                     DETECTOR_FILES, EXTRA_FILES) for path, holds in files.items()}
 
 def find(root, path: str) -> list[Path]:
-    "Files below `root` that a path of the tables above stands for, packed or not; pieces in the order of their numbers."
+    "Files below `root` that a path of the tables above stands for, packed or not, pieces in order; [] if there is none."
     other = path.removesuffix(".gz") if path.endswith(".gz") else path + ".gz"
     found = [file for name in (other, path) for file in Path(root).glob(name) if file.is_file()]
     pieces = {file.name.removesuffix(".gz"): file for file in found}  # where both are there, the one upstream publishes
@@ -108,6 +108,6 @@ def missing(root, corpus: str, release: str) -> tuple[str, ...]:
     return tuple(path for path in RELEASES[corpus][release] if not find(root, path))
 
 def release_of(root, corpus: str) -> str:
-    "The release to read: the first that is complete, else the one of which most is there."
+    "The release to read: the first that is complete, else the one of whose paths the largest share is there."
     lacking = {release: missing(root, corpus, release) for release in RELEASES[corpus]}
     return min(lacking, key=lambda release: len(lacking[release]) / len(RELEASES[corpus][release]))

@@ -160,7 +160,7 @@ def _read_games(file) -> Records:
     games = []
     with text_lines(file) as lines:
         try:
-            games.extend(_original(json.loads(line)) for line in lines)
+            games.extend(_original(json.loads(line)) for line in lines if line.strip())
         except (ValueError, RecursionError) as error:
             raise CorpusError(file, len(games), problem=f"not a JSON line ({error}); download it again") from None
     return records(file, games)

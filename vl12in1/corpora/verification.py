@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['nlvr2_statements', 'read_nlvr2', 'read_snli_ve']
 
-# %% ../../nbs/25_verification.ipynb #0fde2a1a
+# %% ../../nbs/25_verification.ipynb #26bbc8a6
 import csv
 import io
 import re
@@ -15,7 +15,7 @@ import pandas as pd
 
 from .frames import CorpusError, Records, frame, lookup, read_json_lines, records, shown, text_lines
 from .layout import release_of, upstream
-from .retrieval import apart, flickr30k_keys
+from .retrieval import apart, flickr30k_keys, renamed
 
 # %% ../../nbs/25_verification.ipynb #nlvr2-statements
 def nlvr2_statements(root, name: str) -> pd.DataFrame:
@@ -96,5 +96,5 @@ def read_snli_ve(root) -> dict[str, pd.DataFrame]:
     """SNLI-VE in the release that is there: image, hypothesis, gold_label of each pair; dev is val. Text = hypothesis;
     columns `premise` (a caption, "" in e-SNLI-VE), `label` (contradiction 0, neutral 1, entailment 2)."""
     release = release_of(root, "snli_ve")
-    return apart({split: _snli_ve_split(root, release, name)
-                  for split, name in (("train", "train"), ("val", "dev"), ("test", "test"))}, Path(root) / "snli_ve")
+    pairs = {split: _snli_ve_split(root, release, name) for split, name in (("train", "train"), ("val", "dev"), ("test", "test"))}
+    return renamed(apart(pairs, Path(root) / "snli_ve"), root)

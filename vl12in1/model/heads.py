@@ -42,7 +42,10 @@ class MatchHead(nn.Module):
         super().__init__()
         self.classifier = nn.Linear(config.co_hidden, 1)
 
-    def logits(self, encoded, batch): return self.classifier(encoded.pooled)[:, 0]
+    def logits(self, encoded, batch):
+        with torch.autocast(encoded.pooled.device.type, enabled=False):  # half precision would make ties, which cost recall
+            return self.classifier(encoded.pooled.float())[:, 0]
+
     def loss(self, logits, batch): return -logits.view(-1, 4).log_softmax(1)[:, 0].mean()
     def scores(self, logits, batch): return (self.predict(logits, batch) == 0).float()
     def predict(self, logits, batch): return logits.view(-1, 4).argmax(1)

@@ -249,7 +249,11 @@ def save_detector(detector: Detector, folder):
                    "attribute_names": detector.attribute_names}
     (folder / "detector.json").write_text(json.dumps(description, indent=1) + "\n")
     weights = {name: tensor.contiguous().cpu() for name, tensor in detector.modules.state_dict().items()}
-    save_file(weights, folder / "weights.safetensors")
+    path = folder / "weights.safetensors"
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(weights, path)
+    path.chmod(mode)  # of any new file; safetensors would keep it from everybody else
 
 def load_detector(folder) -> Detector:
     "The detector that `save_detector` wrote into `folder`."

@@ -38,7 +38,8 @@ def _write(detector, images: dict, folder, batch_size: int, boxes: str, look) ->
     return RegionStore.open(folder)
 
 def extract(detector, images: dict, folder, batch_size: int = 32) -> RegionStore:
-    "Detect the regions of `images` (key -> file) and store them in `folder`; continues a run that was interrupted."
+    """Detect the regions of `images` (key -> `Path`) and store them in `folder`; continues a run that was interrupted.
+    `StoreError` if `folder` is complete or another extractor's; OSError naming a picture that cannot be read."""
     return _write(detector, images, folder, batch_size, "detected", lambda keys, pictures: detector.detect(pictures))
 
 # %% ../../nbs/33_extraction.ipynb #given-boxes
@@ -57,7 +58,8 @@ def given_boxes(frames: dict) -> dict[str, np.ndarray]:
 
 # %% ../../nbs/33_extraction.ipynb #extract-given
 def extract_given(detector, images: dict, boxes: dict, folder, batch_size: int = 32) -> RegionStore:
-    "Describe `boxes` (key -> (n, 4) fractions) of `images` (key -> file) and store them in `folder`, in their order."
+    """Describe `boxes` (key -> (n, 4) fractions) of `images` (key -> `Path`) and store them in `folder`, in their
+    order. KeyError if the picture of a key is missing from `images`; other errors as `extract`."""
     if missing := sorted(set(boxes) - set(images)):
         raise KeyError(f"{folder}: no picture of {missing[0]!r} to describe boxes of ({len(missing)} such images)")
     def look(keys, pictures):

@@ -6,11 +6,11 @@
 __all__ = ['COLLECTIONS', 'READINGS', 'canonical_key', 'find_features', 'box_evidence', 'choose_reading', 'to_regions',
            'ImportReport', 'import_features']
 
-# %% ../../nbs/30b_importers.ipynb #bd8c1e89
+# %% ../../nbs/30b_importers.ipynb #c30d5483
 import re
 from collections import Counter
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -33,10 +33,12 @@ COLLECTIONS = {  # beginning of a file's name -> collection in image keys, patte
     "conceptual_captions": ("conceptual_captions", r"0*(\d+)")}
 
 def canonical_key(collection: str, image: str, identity: dict = {}) -> str:
-    "Image key of an upstream id; `identity` (alias -> canonical key) as from `corpora.identity`. StoreError if it is none."
+    """Image key of an upstream id; `identity` (alias -> canonical key) as from `corpora.identity`. StoreError if
+    `image` is no id of the collection."""
     stem = re.sub(r"\.(jpe?g|png)$", "", image.rpartition("/")[2], flags=re.IGNORECASE)
     name, pattern = COLLECTIONS[collection]
-    if not (found := re.fullmatch(pattern, stem, re.IGNORECASE | re.ASCII)): raise StoreError(f"{image!r} is no id of {name}")
+    found = re.fullmatch(pattern, stem, re.IGNORECASE | re.ASCII)
+    if not found: raise StoreError(f"{image!r} is no id of {name}")
     key = f"gqa:{found[1]}" if found[1].startswith("n") else f"{name}:{found[1]}"
     return identity.get(key, key)
 
@@ -45,18 +47,21 @@ _SUFFIXES = {".tsv": "tsv", ".h5": "hdf5", ".hdf5": "hdf5", ".lmdb": "lmdb", ".m
 
 def _format(path: Path) -> str | None:
     "Format of a file or folder, a key of `published.READERS`; None if it is none of them."
-    if not path.is_dir(): return _SUFFIXES.get(path.suffix.lower())
+    if not path.is_dir(): return _SUFFIXES.get(Path(re.sub(r"\.\d+$", "", path.name)).suffix.lower())
     if (path / "data.mdb").is_file(): return "lmdb"
     return next((file.suffix[1:] for file in path.rglob("*.np[yz]")), None)
 
 def find_features(folder) -> list[Source]:
-    "The published files in a folder, by name; [] without the folder, StoreError for one of no known format or collection."
+    "The published files in a folder, by name; [] without the folder; StoreError if format or collection are unknown."
     found = []
     for path in sorted(Path(folder).glob("[!.]*")):
         known = [name for name in COLLECTIONS if path.name.lower().startswith(name)]
         if not known: raise StoreError(f"{path}: name it by its images first: {', '.join(COLLECTIONS)}")
         if not (format := _format(path)):
-            raise StoreError(f"{path}: no features; expected a folder with data.mdb, .npy or .npz files, or a file {', '.join(_SUFFIXES)}")
+            if deeper := next(path.glob("*/data.mdb"), None):
+                raise StoreError(f"{path}: its LMDB is one level deeper; move {deeper.parent.name} up, into {folder}")
+            raise StoreError(f"{path}: no features; expected a folder with data.mdb, .npy or .npz files, "
+                             f"or a file {', '.join(_SUFFIXES)}")
         found.append(Source(path, format, max(known, key=len)))
     return found
 
@@ -64,9 +69,10 @@ def find_features(folder) -> list[Source]:
 READINGS = {"xyxy": lambda boxes: boxes, "xywh": xywh_to_xyxy}
 
 def _fits(record: Record, reading: str) -> bool:
-    "Are all boxes inside the picture, give or take a pixel, and do they have an area?"
+    "Are all boxes inside the picture, give or take a pixel, and is none inverted?"
     boxes, size = READINGS[reading](record.boxes), np.array([record.width, record.height])
-    return bool((boxes[:, :2] >= -1).all() and (boxes[:, 2:] <= size + 1).all() and (boxes[:, 2:] > boxes[:, :2]).all())
+    low, high = boxes[:, :2], boxes[:, 2:]
+    return bool((low >= -1).all() and (high <= size + 1).all() and (high >= low).all())
 
 def _hits(record: Record, reading: str, annotated) -> int:
     "How many of the `annotated` boxes (n, 4; fractions) are in the record, within a pixel?"
@@ -98,13 +104,17 @@ def choose_reading(evidence: pd.DataFrame, path) -> str:
 
 # %% ../../nbs/30b_importers.ipynb #to-regions
 def to_regions(record: Record, reading: str = "xyxy") -> Regions:
-    "The regions of a published record; ValueError if boxes lie outside of the picture."
+    "The regions of a published record; ValueError if boxes lie outside of the picture or are not as many as features."
     if record.width < 1 or record.height < 1: raise ValueError(f"a picture of {record.width} x {record.height} pixels")
-    boxes = READINGS[reading](record.boxes)
-    if len(boxes) != len(record.features): raise ValueError(f"{len(record.features)} rows of features, {len(boxes)} boxes")
-    inside = np.clip(boxes, 0, np.array([record.width, record.height] * 2))
+    boxes, size = READINGS[reading](record.boxes), np.array([record.width, record.height])
+    if len(boxes) != len(record.features):
+        raise ValueError(f"{len(record.features)} rows of features, {len(boxes)} boxes")
+    inside = np.clip(boxes, 0, np.tile(size, 2))
     if (np.abs(inside - boxes) > 1).any():
         raise ValueError(f"a box outside of the picture of {record.width} x {record.height} pixels")
+    flat = (inside[:, 2:] == inside[:, :2]) & (boxes[:, 2:] >= boxes[:, :2])  # a pixel wide, by inclusive corners
+    low = np.where(flat, np.minimum(inside[:, :2], size - 1), inside[:, :2])
+    inside = np.hstack([low, np.where(flat, low + 1, inside[:, 2:])])
     return Regions(record.features, inside, record.width, record.height, record.class_probs)
 
 # %% ../../nbs/30b_importers.ipynb #together
@@ -120,116 +130,158 @@ def _together(parts: list[Regions]) -> Regions:
                         np.concatenate([first.boxes, boxes[new]]), first.width, first.height, probs)
     return first
 
-# %% ../../nbs/30b_importers.ipynb #arrivals
-def _arrivals(readers: dict, keys: dict, given: bool):
-    """Yield (key, [(source, upstream id, place)]): one at a time as they come, or all `given` ones of a photograph.
-    Where an id is none, the key is the `StoreError` that says so."""
-    photographs: dict = {}
-    for source, reader in readers.items():
-        for image, place in tqdm(reader, desc=source.path.name, unit=" images", disable=None):
-            try: key = keys[source](image)
-            except StoreError as problem: key = problem
-            if given: photographs.setdefault(key, []).append((source, image, place))
-            else: yield key, [(source, image, place)]
-    yield from tqdm(photographs.items(), desc="given boxes", unit=" images", disable=None if given else True)
+# %% ../../nbs/30b_importers.ipynb #readable
+def _readable(reader):
+    "Yield (upstream id, `Record`) of the first 500 that can be read."
+    for image, place in islice(reader, 500):
+        try: yield image, reader.read(place)
+        except Exception: continue
 
+class _Intake:
+    "A source that is being imported: `key` of an upstream id, `reading` of the boxes, `evidence` for it, `counts`."
+    def __init__(self, source: Source, identity: dict):
+        self.source, self.reader = source, open_source(source)
+        self.key = partial(canonical_key, source.collection, identity=identity)
+        self.reading, self.evidence, self.counts = "", "", Counter()
+
+    def close(self): self.reader.close()
+
+    def keyed(self):
+        "Yield (key, `Record`) of the readable ones whose id is valid."
+        for image, record in _readable(self.reader):
+            try: yield self.key(image), record
+            except StoreError: continue
+
+    def decide(self, boxes: str, annotated: dict):
+        "Settle the reading: it is `boxes`, unless that is `detect`; then the evidence is asked."
+        if boxes != "detect":
+            self.reading = boxes
+            return
+        table = box_evidence(self.keyed(), annotated)
+        found = bool(table["boxes"].any())
+        self.reading = choose_reading(table, self.source.path)
+        self.evidence = "; ".join(
+            f"{reading}: {row.fit} of {row.records} records fit" + f", {row.found} of {row.boxes} boxes found" * found
+            for reading, row in table.iterrows())
+
+# %% ../../nbs/30b_importers.ipynb #class-names
 def _class_names(readers, names) -> list[str]:
     "Names of the classes if the sources begin with probabilities of equally many; none if not."
     counts = {0 if first.class_probs is None else first.class_probs.shape[-1]
               for reader in readers for _, first in islice(_readable(reader), 1)}
     count = counts.pop() if len(counts) == 1 else 0
-    if names and len(names) != count: raise StoreError(f"{len(names)} class names; the sources have {count} classes in common")
+    if names and len(names) != count:
+        raise StoreError(f"{len(names)} class names; the sources have {count} classes in common")
     return list(names) or [f"class {number}" for number in range(count)]
 
-def _readable(reader):
-    "Yield (upstream id, `Record`) of the first 500 that can be read; the others are told when they are imported."
-    for image, place in islice(reader, 500):
-        try: yield image, reader.read(place)
-        except Exception: continue
+# %% ../../nbs/30b_importers.ipynb #settings
+def _settings(intakes, given: bool) -> dict:
+    "What the manifest says of the origin: each file and how its boxes were read."
+    return {"given": given, "sources": [
+        {"file": intake.source.path.name, "format": intake.source.format, "collection": intake.source.collection,
+         "boxes": intake.reading} for intake in intakes]}
 
-# %% ../../nbs/30b_importers.ipynb #reading
-def _reading(source, reader, key_of, boxes, annotated) -> tuple[str, str]:
-    "How the boxes of a source are to be read, and why."
-    if boxes != "detect": return boxes, ""
-    def sample():
-        for image, record in _readable(reader):
-            try: yield key_of(image), record
-            except StoreError: continue
-    evidence = box_evidence(sample(), annotated)
-    found = bool(evidence["boxes"].any())
-    return choose_reading(evidence, source.path), "; ".join(
-        f"{reading}: {row.fit} of {row.records} records fit" + f", {row.found} of {row.boxes} boxes found" * found
-        for reading, row in evidence.iterrows())
+# %% ../../nbs/30b_importers.ipynb #rejections
+@dataclass
+class _Rejections:
+    "Images that were refused, and why. With `stop`, the first is a `StoreError` that says how to go on."
+    stop: bool
+    rows: list = field(default_factory=list)
+
+    def add(self, intake: _Intake, image: str, problem):
+        if self.stop:
+            raise StoreError(f"{intake.source.path}: image {image!r}: {problem}; mend it and import again, which goes "
+                             "on from there, or pass over such images with on_error='skip'") from None
+        intake.counts["rejected"] += 1
+        self.rows.append((intake.source.path.name, image, str(problem)))
+
+    def table(self) -> pd.DataFrame: return pd.DataFrame(self.rows, columns=["source", "image", "problem"])
+
+# %% ../../nbs/30b_importers.ipynb #read
+def _read(arrivals: list, classes: bool, rejections: _Rejections) -> list[Regions]:
+    "The regions of each of the arrivals (intake, upstream id, place) that is sound; with probabilities if `classes`."
+    parts = []
+    for intake, image, place in arrivals:
+        try:
+            record = intake.reader.read(place)
+            intake.counts["miscounted"] += record.num_boxes not in (None, len(record.features))
+            parts.append(to_regions(record if classes else replace(record, class_probs=None), intake.reading))
+        except Exception as problem: rejections.add(intake, image, problem)
+    return parts
+
+# %% ../../nbs/30b_importers.ipynb #arrivals
+def _arrivals(intakes, given: bool):
+    """Yield (key, [(intake, upstream id, place)]): one at a time as they come, or all `given` ones of a photograph.
+    Where an id is not valid, the `StoreError` that says so stands in place of the key."""
+    photographs: dict = {}
+    for intake in intakes:
+        for image, place in tqdm(intake.reader, desc=intake.source.path.name, unit=" images", disable=None):
+            try: key = intake.key(image)
+            except StoreError as problem: key = problem
+            if given: photographs.setdefault(key, []).append((intake, image, place))
+            else: yield key, [(intake, image, place)]
+    yield from tqdm(photographs.items(), desc="given boxes", unit=" images", disable=None if given else True)
+
+# %% ../../nbs/30b_importers.ipynb #append
+def _append(writer: RegionWriter, key: str, arrivals: list, rejections: _Rejections) -> bool:
+    "Read a photograph and append it; False if nothing of it can be stored."
+    if not (parts := _read(arrivals, bool(writer.class_names), rejections)): return False
+    try: writer.append(key, _together(parts))
+    except (StoreError, ValueError) as problem:
+        rejections.add(*arrivals[0][:2], str(problem).removeprefix(f"{writer.folder}: image {key!r}: "))
+        return False
+    return True
+
+def _write(writer: RegionWriter, photographs, rejections: _Rejections) -> dict:
+    "Write what `_arrivals` yields and is not there; returns whose each stored photograph is (key -> intake)."
+    owners: dict = {}
+    for key, arrivals in photographs:
+        first, image, _ = arrivals[0]
+        if isinstance(key, StoreError): rejections.add(first, image, key)
+        elif key in owners or key in writer or _append(writer, key, arrivals, rejections):
+            for intake, *_ in arrivals[key not in owners:]: intake.counts["again"] += 1  # all but the first stored
+            owners.setdefault(key, first)
+    return owners
 
 # %% ../../nbs/30b_importers.ipynb #importreport
 @dataclass(frozen=True)
 class ImportReport:
     """`sources`: a row per file: `boxes` (how they were read, and the `evidence` if that was detected), `images` and
     `regions` stored, images that came `again`, `miscounted` ones (`num_boxes` is not the number of rows; among those
-    read in this run), `rejected` ones. `rejected`: file, upstream id, problem; also `rejected.csv` beside the manifest."""
+    read in this run), `rejected` ones. `rejected`: file, upstream id, problem; also in `rejected.csv` in the store."""
     sources: pd.DataFrame
     rejected: pd.DataFrame
 
+def _summary(folder, intakes: list, owners: dict) -> pd.DataFrame:
+    "The table of an import, from the index of the finished store and the counts made on the way."
+    index = pd.read_parquet(folder / "index.parquet")
+    owner = index["key"].map(lambda key: intakes.index(owners[key]))
+    stored = index.groupby(owner)["rows"].agg(images="size", regions="sum").reindex(range(len(intakes)), fill_value=0)
+    return pd.DataFrame([{"source": intake.source.path.name, "format": intake.source.format, "boxes": intake.reading,
+                          "evidence": intake.evidence, **stored.loc[number].to_dict(),
+                          **{name: intake.counts[name] for name in ("again", "miscounted", "rejected")}}
+                         for number, intake in enumerate(intakes)])
+
+# %% ../../nbs/30b_importers.ipynb #import-features
 def import_features(sources: list[Source], folder, identity: dict = {}, given: bool = False, boxes: str | None = None,
                     annotated: dict = {}, on_error: str = "stop", class_names=(),
                     extractor: str = "published features") -> ImportReport:
-    """Write the region store `folder` from published files, or go on writing it. `given`: they hold boxes handed over by
-    tasks. `boxes`: `xyxy`, `xywh` or `detect` (the default for `given` ones, with `annotated`: key -> (n, 4) fractions).
-    Class probabilities are kept if all sources have them. A bad record ends the import (`on_error="stop"`: mend it and
-    call again) or is listed (`"skip"`)."""
+    """Write the region store `folder` from published files, or go on writing it. `given`: they hold boxes handed over
+    by tasks. `boxes`: `xyxy`, `xywh` or `detect` (the default for `given` ones, with `annotated`: key -> (n, 4)
+    fractions). Class probabilities are kept if all sources have them. A bad record ends the import (`on_error="stop"`,
+    `StoreError`: mend it and call again) or is listed (`"skip"`). StoreError, too, for a damaged file, boxes that can
+    be read either way, and nothing to import."""
     boxes = boxes or ("detect" if given else "xyxy")
     if boxes not in (*READINGS, "detect") or on_error not in ("stop", "skip"):
         raise ValueError(f"boxes={boxes!r}, on_error={on_error!r}; there are {', '.join(READINGS)}, detect; stop, skip")
-    keys = {source: partial(canonical_key, source.collection, identity=identity) for source in sources}
-    counts, rejected, owners = {source: Counter() for source in sources}, [], {}
-
-    def reject(source, image, problem):
-        if on_error == "stop":
-            raise StoreError(f"{source.path}: image {image!r}: {problem}; mend it and import again, which goes on from "
-                             "there, or pass over such images with on_error='skip'") from None
-        counts[source]["rejected"] += 1
-        rejected.append((source.path.name, image, str(problem)))
-
+    rejections = _Rejections(stop=on_error == "stop")
     with ExitStack() as stack:
-        readers = {source: stack.enter_context(closing(open_source(source))) for source in sources}
-        readings = {source: _reading(source, reader, keys[source], boxes, annotated) for source, reader in readers.items()}
-        settings = {"given": given, "sources": [dict(zip(("file", "format", "collection", "boxes"), (
-            source.path.name, *source[1:], readings[source][0]))) for source in sources]}
-        names = _class_names(readers.values(), class_names)
-        writer = stack.enter_context(RegionWriter(folder, extractor, settings, names))
-        for key, arrivals in _arrivals(readers, keys, given):
-            first, image, _ = arrivals[0]
-            if isinstance(key, StoreError):
-                reject(first, image, key)
-                continue
-            if key not in owners and key not in writer:
-                parts = []
-                for source, image, place in arrivals:
-                    try: record = readers[source].read(place)
-                    except Exception as problem: reject(source, image, problem); continue
-                    counts[source]["miscounted"] += record.num_boxes not in (None, len(record.features))
-                    if not names: record = replace(record, class_probs=None)
-                    try: parts.append(to_regions(record, readings[source][0]))
-                    except ValueError as problem: reject(source, image, problem)
-                if not parts: continue
-                try: writer.append(key, _together(parts))
-                except StoreError as problem:
-                    reject(first, arrivals[0][1], str(problem).removeprefix(f"{writer.folder}: image {key!r}: "))
-                    continue
-            for source, *_ in arrivals[key not in owners:]: counts[source]["again"] += 1  # all but the one that is stored
-            owners.setdefault(key, sources.index(first))
-        if not owners: raise StoreError(f"{folder}: not one image to import from {len(sources)} sources, {len(rejected)} rejected")
-        rejected = pd.DataFrame(rejected, columns=["source", "image", "problem"])
+        intakes = [stack.enter_context(closing(_Intake(source, identity))) for source in sources]
+        for intake in intakes: intake.decide(boxes, annotated)
+        names = _class_names([intake.reader for intake in intakes], class_names)
+        writer = stack.enter_context(RegionWriter(folder, extractor, _settings(intakes, given), names))
+        owners, rejected = _write(writer, _arrivals(intakes, given), rejections), rejections.table()
+        if not owners:
+            raise StoreError(f"{folder}: not one image to import from {len(sources)} sources, {len(rejected)} rejected")
         if len(rejected): rejected.to_csv(writer.folder / "rejected.csv", index=False)
-    return ImportReport(_summary(writer.folder, sources, readings, owners, counts), rejected)
-
-# %% ../../nbs/30b_importers.ipynb #summary
-def _summary(folder, sources, readings, owners, counts) -> pd.DataFrame:
-    "The table of an import, from the index of the finished store and the counts made on the way."
-    index = pd.read_parquet(folder / "index.parquet")
-    stored = index.groupby(index["key"].map(owners))["rows"].agg(images="size", regions="sum")
-    stored = stored.reindex(range(len(sources)), fill_value=0)
-    return pd.DataFrame([{"source": source.path.name, "format": source.format, "boxes": readings[source][0],
-                          "evidence": readings[source][1], **stored.loc[number].to_dict(),
-                          **{name: counts[source][name] for name in ("again", "miscounted", "rejected")}}
-                         for number, source in enumerate(sources)])
+    return ImportReport(_summary(writer.folder, intakes, owners), rejected)

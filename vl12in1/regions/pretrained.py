@@ -123,7 +123,8 @@ def transformers_library():
 
 # %% ../../nbs/33a_pretrained.ipynb #load-model
 def load_model(kind: str, source):
-    "The model in a folder or on the hub and its `Preprocessing`; `kind`: the library's class. ValueError if unusable."
+    """The model in a folder or on the hub and its `Preprocessing`; `kind`: name of the library's class. Whatever goes
+    wrong, a failed download included, ends in a ValueError; only a missing library is an ImportError."""
     library = transformers_library()
     options = dict(local_files_only=Path(source).is_dir(), trust_remote_code=False)
     try:

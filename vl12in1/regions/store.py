@@ -20,7 +20,7 @@ import torch
 @dataclass(frozen=True, eq=False)
 class Regions:
     "What was found in one image: N regions, D numbers each."
-    features: np.ndarray                   # (N, D) float16
+    features: np.ndarray                   # (N, D) float16; any float when they are to be written
     boxes: np.ndarray                      # (N, 4) float32, corners x1, y1, x2, y2 in pixels
     width: int                             # of the picture, in pixels
     height: int
@@ -174,7 +174,9 @@ BATCH = 32  # images per line of the journal
 
 class RegionWriter:
     """Writes a region store, or goes on writing it: `with RegionWriter(folder, extractor) as writer:` append every
-    image with `writer.append(key, regions)` unless `key in writer`."""
+    image with `writer.append(key, regions)` unless `key in writer`. `settings` of the extractor go into the manifest;
+    `class_names` (background first) say what probabilities are there; files begin anew after `shard_bytes` of features.
+    StoreError for malformed regions, a complete store, and one that another extractor or other settings began."""
     def __init__(self, folder, extractor: str, settings: dict | None = None, class_names=(), shard_bytes: int = 2**30):
         self.folder, self.extractor = Path(folder), {"name": extractor, "settings": settings or {}}
         self.class_names, self.shard_bytes, self.feature_dim = list(class_names), shard_bytes, None

@@ -121,7 +121,8 @@ def next_step(found, regions, data) -> str:
     if len(wrong): return f"put that right: {wrong.problem.iloc[0]}"
     if here.empty: return (f"dvc repro        (makes the miniature world; for real corpora, unpack them below {data} as listed "
                            f"above, then: dvc import-url --force {data} data)")
-    published = len(regions) or find_features(Path(data) / "features/detected")
+    try: published = len(regions) or find_features(Path(data) / "features/detected")
+    except StoreError as problem: return f"put that right: {problem}"
     if not published and len(lacking := here.index[here.pictures < 100]):
         return f"put pictures below {data}/images or published features below {data}/features (missing: {', '.join(lacking)})"
     return "dvc repro"

@@ -20,12 +20,12 @@ PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
 @lru_cache(maxsize=1 << 16)
 def strip_punctuation(text) -> str:
     "First pass of the official normalisation: signs become spaces or nothing, full stops go unless a digit follows."
-    between_digits = re.search(r"\d,\d", text)
+    between_digits = re.search(r"[0-9],[0-9]", text)
     result = text
     for sign in PUNCTUATION:
         dropped = between_digits or sign + " " in text or " " + sign in text
         result = result.replace(sign, "" if dropped else " ")
-    return re.sub(r"\.(?!\d)", "", result, count=32)
+    return re.sub(r"\.(?![0-9])", "", result, count=32)
 
 # %% ../../nbs/50_evaluation.ipynb #contractions
 _CONTRACTIONS = """

@@ -86,7 +86,7 @@ def _choices(frame, choices: dict) -> dict[str, float]:
     if missing is not None: raise ValueError(f"question {missing}: not in the choices; take those of the same split")
     common = frame.get("detailed", pd.Series("", index=frame.index)).str.contains("Common", regex=False)
     def share(kind):
-        lists = [_common if shared else choices[uid][kind] for uid, shared in zip(frame.uid, common)]
+        lists = [_common if shared else getattr(choices[uid], kind) for uid, shared in zip(frame.uid, common)]
         return float(np.mean([said in _normal_forms(tuple(these)) for said, these in zip(frame.said, lists)]))
     return {"validity": share("valid"), "plausibility": share("plausible")}
 
@@ -156,7 +156,7 @@ def caption_metrics(frame, scores) -> dict[str, float]:
 def _overlaps(frame, regions) -> np.ndarray:
     "Best intersection over union of the referred box with any of the `regions` (corners, fractions) of its row."
     _check(frame, regions)
-    return np.array([iou(box, of_row).max(initial=0) for box, of_row in zip(frame.box, regions)])
+    return np.array([iou(box, of_row).max(initial=0) for box, of_row in zip(frame.box, regions)]).round(9)  # 1/2 stays 1/2
 
 def refer_metrics(frame, boxes) -> dict[str, float]:
     "Accuracy (overlap > 0.5) of one predicted box (corners, fractions) per expression: overall and per `part`."

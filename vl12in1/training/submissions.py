@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NLVR2', 'SNLI_VE', 'VISUAL7W', 'GUESSWHAT', 'REFER', 'COCO', 'FLICKR30K', 'FORMATS', 'SubmissionError', 'as_json',
-           'Format', 'spoken', 'answers', 'labels', 'as_lines', 'from_lines', 'chosen', 'candidate', 'only', 'pixels',
-           'pointed', 'as_predictions', 'from_predictions', 'ranking', 'parsed', 'by_id', 'check_ids', 'understood',
+           'Format', 'answers', 'labels', 'as_lines', 'from_lines', 'chosen', 'candidate', 'only', 'pixels', 'pointed',
+           'as_predictions', 'from_predictions', 'ranking', 'parsed', 'by_id', 'check_ids', 'understood',
            'read_submission', 'write_submission', 'write_items', 'read_items']
 
 # %% ../../nbs/55a_submissions.ipynb #2024bbe1
@@ -50,15 +50,10 @@ class Format:
         values = [next(iter(self.fields.values()))(example["uid"]), *self.values(example, prediction)]
         return dict(zip(self.fields, values, strict=True))
 
-# %% ../../nbs/55a_submissions.ipynb #spoken
-def spoken(example, answer) -> str:
-    "The answer, if it says anything."
-    if not answer.strip(): raise ValueError("the answer is empty")
-    return answer
-
+# %% ../../nbs/55a_submissions.ipynb #answers
 def answers(id, kind, answer) -> Format:
-    "Records of two fields, `id` and `answer`."
-    return Format({id: kind, answer: str}, lambda example, prediction: [prediction], spoken)
+    "Records of two fields, `id` and `answer`. The published list of VQA's answers has an empty one, so they may be empty."
+    return Format({id: kind, answer: str}, lambda example, prediction: [prediction], lambda example, answer: answer)
 
 # %% ../../nbs/55a_submissions.ipynb #labels
 def labels(id, label, names, **layout) -> Format:

@@ -76,19 +76,20 @@ class Tokenizer:
         return [[self.first, *encoding.ids[:length - 2], self.last] for encoding in found]
 
 # %% ../../nbs/51_text.ipynb #most-common
-def most_common(answers) -> str:
-    "The normalised answer that most annotators gave, the first of them if several; empty if there is none."
-    scores = Counter(answer for answer in map(normalise_answer, answers) if answer)
+def most_common(answers, form=normalise_answer) -> str:
+    "The answer, in its `form`, that most annotators gave, the first of them if several; empty if there is none."
+    scores = Counter(answer for answer in map(form, answers) if answer)
     return scores.most_common(1)[0][0] if scores else ""
 
-def _usual(frame) -> map:
-    "The normalised answer by which each question of an example frame is counted."
-    if "multiple_choice_answer" in frame: return map(normalise_answer, frame.multiple_choice_answer)
-    return map(most_common, frame.answers)
+def _usual(frame, form) -> list[str]:
+    "The answer by which each question of an example frame is counted."
+    if "multiple_choice_answer" in frame: return [form(answer) for answer in frame.multiple_choice_answer]
+    return [most_common(answers, form) for answers in frame.answers]
 
-def build_answers(*frames, minimum=9) -> list[str]:
-    "The most common answers of at least `minimum` questions of the example frames; by frequency, then alphabet."
-    counts = Counter(answer for frame in frames for answer in _usual(frame))
+def build_answers(*frames, minimum=9, form=normalise_answer) -> list[str]:
+    """The most common answers of at least `minimum` questions of the example frames; by frequency, then alphabet. `form`
+    turns an answer into what is counted: normal form for VQA, `str` for GQA, whose program compares as they are written."""
+    counts = Counter(answer for frame in frames for answer in _usual(frame, form))
     return sorted((answer for answer in counts if answer and counts[answer] >= minimum),
                   key=lambda answer: (-counts[answer], answer))
 
