@@ -65,15 +65,16 @@ def chosen_splits(texts) -> dict[str, tuple[str, ...]] | None:
 
 def leaks_command(arguments):
     "Print all leaks between corpora; exit status 1 if there is one."
-    text, clean = leak_report(arguments.data, chosen_splits(arguments.tests), arguments.detector, arguments.collection, arguments.drop)
+    text, clean = leak_report(arguments.data, chosen_splits(arguments.tests), arguments.detector, arguments.collection,
+                              arguments.drop)
     print(text)
     if not clean: sys.exit(1)
 
 # %% ../nbs/70_command.ipynb #features-command
 def features_command(arguments):
     "Import all published feature files in a folder into a region store."
-    report = import_features(find_features(arguments.folder), arguments.store, identity(arguments.data), given=arguments.given,
-                             boxes=arguments.boxes, on_error="skip" if arguments.skip else "stop")
+    report = import_features(find_features(arguments.folder), arguments.store, identity(arguments.data),
+                             given=arguments.given, boxes=arguments.boxes, on_error="skip" if arguments.skip else "stop")
     print(report.sources.to_string(index=False))
 
 def verify_command(arguments):
@@ -97,9 +98,11 @@ def add_data_commands(commands):
     screen.set_defaults(run=doctor_command)
     leaks = commands.add_parser("leaks", help="test images that something learns from")
     leaks.add_argument("data", nargs="?", default="data", help="folder of corpora")
-    leaks.add_argument("--tests", nargs="+", default=(), metavar="CORPUS=SPLITS", help="splits that test, such as coco_captions=val,test")
+    leaks.add_argument("--tests", nargs="+", default=(), metavar="CORPUS=SPLITS",
+                       help="splits that test, such as coco_captions=val,test")
     leaks.add_argument("--detector", help="list of the images that a detector learned from: .json, .txt or .npy")
-    leaks.add_argument("--collection", default="visual_genome", help="what the names in that list are: visual_genome, coco …")
+    leaks.add_argument("--collection", default="visual_genome",
+                       help="what its names are: coco, visual_genome, gqa, flickr30k, nlvr2, conceptual_captions")
     leaks.add_argument("--drop", help="images dropped before looking, such as build/clean/test_images.json")
     leaks.set_defaults(run=leaks_command)
     features = commands.add_parser("features", help="published region features to a region store")
@@ -107,7 +110,8 @@ def add_data_commands(commands):
     features.add_argument("store", help="folder to write")
     features.add_argument("--data", default="data", help="folder of corpora, which knows images with two names")
     features.add_argument("--given", action="store_true", help="features of boxes that tasks hand over")
-    features.add_argument("--boxes", choices=("xyxy", "xywh", "detect"), help="how boxes are written (default: xyxy; detect for --given)")
+    features.add_argument("--boxes", choices=("xyxy", "xywh", "detect"),
+                          help="how boxes are written (default: xyxy; detect for --given)")
     features.add_argument("--skip", action="store_true", help="list bad records and go on, instead of stopping at the first")
     features.set_defaults(run=features_command)
     check = commands.add_parser("verify", help="whether a region store is as it was written")

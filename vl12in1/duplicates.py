@@ -76,7 +76,7 @@ def _near(left: np.ndarray, right: np.ndarray, distance: int) -> np.ndarray:
 def near_duplicates(hashes: pd.DataFrame, left, right, distance: int = 4) -> pd.DataFrame:
     """All pairs of a key of `left` and another of `right` whose hashes differ in at most `distance` of 64 bits: columns
     `left`, `right`, `distance`, `flat` (one of the two shows next to nothing), the closest first. `hashes`: as
-    `perceptual_hashes` makes them; KeyError for a key without; unreadable pictures are no pair's part."""
+    `perceptual_hashes` makes them; KeyError for a key without a hash; unreadable pictures are left out."""
     left, right = (np.array(sorted(set(keys)), dtype=object) for keys in (left, right))
     if missing := sorted({*left, *right} - set(hashes.index)):
         raise KeyError(f"no hash of image {missing[0]!r} and {len(missing) - 1} others; hash their pictures first")

@@ -50,7 +50,7 @@ SOURCES: dict[str, Source] = {
 
 # %% ../../nbs/65_doctor.ipynb #listed
 def listed(paths) -> str:
-    "Paths as text, those of one folder together."
+    "Paths (strings) as text, those of one folder together."
     folders: dict[str, list[str]] = {}
     for path in paths: folders.setdefault(os.path.dirname(path), []).append(os.path.basename(path))
     return "; ".join(f"{folder}/{' '.join(names)}" for folder, names in folders.items())
@@ -78,13 +78,15 @@ def _examine(root, corpus, row, pictures, regions) -> dict:
 
 # %% ../../nbs/65_doctor.ipynb #training-bytes
 def training_bytes(model: ViLBERTConfig, answers: dict[str, int], regions: int, batch_fraction=1.) -> tuple[int, float]:
-    "Parameters of the model of all tasks, and about how many bytes training it takes; `regions` per image."
+    """Parameters of the model of all tasks, and about how many bytes training it takes: 16 per parameter (float32 weight,
+    gradient, AdamW's two moments) and activations. `answers`: sizes of the vocabularies; `regions` per image."""
     with torch.device("meta"): parameters = sum(p.numel() for p in TwelveInOne(model, answers).parameters())
     widths = model.text_layers * model.text_hidden, model.image_layers * model.image_hidden
     exchanges = len(model.text_connections)
     text, image = (width + exchanges * hidden for width, hidden in zip(widths, (model.text_hidden, model.image_hidden)))
     rows = {"match": 4, "pair": 2}  # pairs of text and picture in an example
-    batch = max(task.batch_size * rows.get(task.head, 1) * (task.text_length * text + regions * image) for task in TASKS.values())
+    batch = max(task.batch_size * rows.get(task.head, 1) * (task.text_length * text + regions * image)
+                for task in TASKS.values())
     return parameters, 16 * parameters + 4 * 16 * batch * batch_fraction
 
 # %% ../../nbs/65_doctor.ipynb #open-regions
@@ -94,7 +96,8 @@ def open_regions(folder):
     except StoreError: return {}, "regions      none yet: dvc repro regions"
     made = store.manifest
     size = sum(entry["bytes"] for shard in made["shards"] for entry in shard["fields"].values())
-    return store, (f"regions      {made['images']:,} images, {made['regions'] / max(made['images'], 1):.0f} regions each, "
+    mean = made["regions"] / max(made["images"], 1)
+    return store, (f"regions      {made['images']:,} images, {mean:.0f} regions each, "
                    f"{made['feature_dim']} numbers, {size / 2 ** 30:.2f} GiB, by {made['extractor']['name']}")
 
 def vocabularies(folder) -> tuple[dict[str, int], str]:
@@ -103,7 +106,8 @@ def vocabularies(folder) -> tuple[dict[str, int], str]:
     try: sizes = {name: len(AnswerVocabulary.open(Path(folder) / f"answers_{name}.json")) for name in names}
     except FileNotFoundError: return {"vqa": 3129, "gqa": 1533}, "vocabularies none yet: dvc repro text"
     pieces = len(Tokenizer.open(Path(folder) / "wordpieces.txt"))
-    return sizes, f"vocabularies {pieces:,} word pieces; answers: " + ", ".join(f"{name} {n:,}" for name, n in sizes.items())
+    listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    return sizes, f"vocabularies {pieces:,} word pieces; answers: {listed}"
 
 # %% ../../nbs/65_doctor.ipynb #accelerator
 def accelerator() -> str:
@@ -119,39 +123,42 @@ def next_step(found, regions, data) -> str:
     "The next command, and why."
     wrong, here = found[found.state == "wrong"], found[found.state == "present"]
     if len(wrong): return f"put that right: {wrong.problem.iloc[0]}"
-    if here.empty: return (f"dvc repro        (makes the miniature world; for real corpora, unpack them below {data} as listed "
-                           f"above, then: dvc import-url --force {data} data)")
+    if here.empty: return (f"dvc repro        (makes the miniature world; for real corpora, unpack them below {data} "
+                           f"as listed above, then: dvc import-url --force {data} data)")
     try: published = len(regions) or find_features(Path(data) / "features/detected")
     except StoreError as problem: return f"put that right: {problem}"
     if not published and len(lacking := here.index[here.pictures < 100]):
-        return f"put pictures below {data}/images or published features below {data}/features (missing: {', '.join(lacking)})"
+        return (f"put pictures below {data}/images or published features below {data}/features "
+                f"(missing: {', '.join(lacking)})")
     return "dvc repro"
 
 # %% ../../nbs/65_doctor.ipynb #size
 def _size(study, sizes, store) -> tuple[str, str]:
-    "Lines about the memory that training takes and about the disk that regions of real pictures take."
-    chosen = dict(study["model"])
-    wide = dict(vocab_size=study["text"]["word_pieces"]) | (dict(feature_dim=store.manifest["feature_dim"]) if len(store) else {})
-    model = getattr(ViLBERTConfig, chosen.pop("preset"))(
-        **dict(task_tokens=tuple((task,) for task in TASKS)) | wide | chosen)
-    regions = store.manifest["regions"] / store.manifest["images"] if len(store) else 100
-    parameters, size = training_bytes(model, sizes, round(regions) + 1, study["training"]["common"]["batch_fraction"])
+    "Lines about the memory that training takes and about the disk that regions and runs take; published sizes without a store."
+    made = store.manifest if len(store) else dict(feature_dim=None, regions=100, images=1)
+    regions, chosen = round(made["regions"] / made["images"]), dict(study["model"])
+    known = dict(vocab_size=study["text"]["word_pieces"], task_tokens=tuple((task,) for task in TASKS))
+    if made["feature_dim"]: known["feature_dim"] = made["feature_dim"]
+    model = getattr(ViLBERTConfig, chosen.pop("preset"))(**known | chosen)
+    parameters, size = training_bytes(model, sizes, regions + 1, study["training"]["common"]["batch_fraction"])
+    runs = len(study["runs"])
     return (f"memory       {parameters:,} parameters; training takes about {size / 2 ** 30:.2g} GiB",
-            f"disk         {(round(regions) * model.feature_dim * 2 + 16 * round(regions)) / 1000:,.0f} kB of regions per image; "
-            f"{parameters * 4 * (len(study['runs']) + 1) / 2 ** 30:.2g} GiB for the weights of {len(study['runs'])} runs; "
+            f"disk         {regions * (model.feature_dim * 2 + 16) / 1000:,.0f} kB of regions per image; "
+            f"{parameters * 4 * runs / 2 ** 30:.2g} GiB for the weights of the runs ({runs}); "
             f"free: {shutil.disk_usage('.').free / 2 ** 30:.0f} GiB")
 
 def table(found) -> str:
-    "The corpora that are there as text, an aligned line each."
+    "The corpora that are there, of the table of `examine`, as text, an aligned line each."
     shown = found[found.state != "missing"].reindex(
         columns=["state", "release", "train", "val", "test", "images", "pictures", "regions"])
     if shown.empty: return "no corpora"
     shares = shown[["pictures", "regions"]].map(lambda value: f"{int(value)} %" if value == value else "")
-    words = shown.drop(columns=shares).map(lambda value: "" if value != value else f"{value:,.0f}" if not isinstance(value, str) else value)
+    number = lambda value: "" if value != value else value if isinstance(value, str) else f"{value:,.0f}"
+    words = shown.drop(columns=shares).map(number)
     return words.join(shares).rename_axis(None).to_string()
 
 def advice(found) -> list[str]:
-    "What is wrong, and where to get what is missing: lines that fit a screen."
+    "What is wrong in the table of `examine`, and where to get what is missing: lines that fit a screen."
     return [line for corpus, row in found.iterrows() if row.problem for line in textwrap.wrap(
         f"{corpus:21}{row.state}: {row.problem}", 118, subsequent_indent=" " * 21, break_long_words=False, break_on_hyphens=False)]
 
