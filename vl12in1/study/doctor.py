@@ -170,5 +170,6 @@ def doctor(data="data", build="build", study=None) -> str:
     try: pictures = corpora.image_files(data)
     except CorpusError: pictures = {}  # a list of images is broken, which is said of the corpora that read it
     found = examine(data, pictures, store)
-    return "\n".join([f"{data}, profile {study['profile']}", "", table(found), "", *advice(found), "",
-                      seen, words, *_size(study, sizes, store), accelerator(), f"next         {next_step(found, store, data)}"])
+    told = advice(found)
+    return "\n".join([f"{data}, profile {study['profile']}", "", table(found), "", *told, *[""] * bool(told), seen, words,
+                      *_size(study, sizes, store), accelerator(), f"next         {next_step(found, store, data)}"])
