@@ -6,7 +6,7 @@
 __all__ = ['SOURCES', 'Source', 'listed', 'examine', 'training_bytes', 'open_regions', 'vocabularies', 'accelerator', 'next_step',
            'table', 'advice', 'doctor']
 
-# %% ../../nbs/65_doctor.ipynb #8dc34abc
+# %% ../../nbs/65_doctor.ipynb #851a1f69
 import os
 import shutil
 import textwrap
@@ -18,7 +18,7 @@ import torch
 
 from .. import corpora
 from ..cleaning import images_of
-from ..corpora import CorpusError, READERS, RELEASES
+from ..corpora import CorpusError, RELEASES
 from ..model import TwelveInOne, ViLBERTConfig
 from ..regions import RegionStore, StoreError, find_features
 from .notebooks import settings
