@@ -348,7 +348,7 @@ def test_training_lowers_all_losses(shared, frame, tmp_path):
     torch.set_num_threads(1)
     train, val, net = pairs(frame[:28], shared), pairs(frame[28:], shared), model()
     before = pretraining_scores(net, train, toy.CPU)
-    feeds = {"pretraining": Feed(TrainingBatches(train, 7), val)}
+    feeds = {"pretraining": Feed(TrainingBatches(train, 7), val, every=len(train) // 7 + 1)}
     config = TrainingConfig(80, 6e-4, 3e-3)
     history = Trainer(net, feeds, RoundRobin(feeds), config, tmp_path, machine=toy.CPU).run()
     after = pretraining_scores(net, train, toy.CPU)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from vl12in1.training.schedules import (
-    DynamicStopAndGo, Proportional, RoundRobin, StopAndGo, linear_warmup, mixing_weights)
+    Curriculum, DynamicStopAndGo, Proportional, RoundRobin, StopAndGo, linear_warmup, mixing_weights)
 
 GOLDEN = json.loads((Path(__file__).parent / "parity" / "dsg_golden.json").read_text())
 TASKS = ("vqa", "refcoco", "nlvr2")
@@ -221,3 +221,19 @@ def test_warm_up_rises_then_falls_within_bounds(total, warmup):
 @pytest.mark.parametrize("step, factor", [(0, 0), (10, .5), (20, 1), (110, .5), (200, 0), (250, 0)])
 def test_warm_up_is_the_published_one(step, factor):
     assert linear_warmup(step, 200) == pytest.approx(factor)
+
+
+# --- curricula
+
+@given(st.integers(1, 12), st.integers(1, 60), st.floats(.05, 1))
+def test_a_curriculum_makes_as_many_steps_as_round_robin_and_lets_tasks_in_by_order(n, iterations, ramp):
+    tasks = [str(i) for i in range(n)]
+    schedule, seen = Curriculum(tasks, iterations, ramp), []
+    for i in range(iterations):
+        turn = schedule.tasks_at(i)
+        assert len(turn) == n and turn == Curriculum(tasks, iterations, ramp).tasks_at(i)
+        entered = sorted(map(int, set(turn) | set(seen)))
+        assert entered == list(range(len(entered))) and len(entered) >= len(seen)
+        assert max(map(turn.count, turn)) - min(turn.count(task) for task in set(turn)) <= 1
+        seen = [str(task) for task in entered]
+    assert schedule.tasks_at(iterations) and set(schedule.tasks_at(iterations)) == set(tasks)

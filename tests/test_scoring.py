@@ -6,9 +6,9 @@ import torch
 from toy import CPU, KEYS, WORDS, sources
 from vl12in1.model import TwelveInOne, ViLBERTConfig
 from vl12in1.tasks import TASKS
-from vl12in1.training.batches import Examples
+from vl12in1.training.batches import Examples, pairs
 from vl12in1.training.metrics import official
-from vl12in1.training.scoring import all_metrics, labelled, predict
+from vl12in1.training.scoring import all_metrics, labelled, match_scores, predict
 from vl12in1.training.submissions import read_submission, write_submission
 
 N = 24
@@ -127,3 +127,15 @@ def test_the_1k_protocol_needs_several_thousand_images(images, protocol):
     metrics = all_metrics("coco_retrieval", frame, pd.DataFrame(dict(uid=frame.uid, prediction=frame["images"], score=1., scores=scores)))
     assert ("1K image retrieval R@1" in metrics) == protocol
     if protocol: assert metrics["1K image retrieval R@1"] > metrics["image retrieval R@1"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64, 512])
+def test_late_pairing_scores_as_pair_by_pair(shared, model, batch_size):
+    frame = split("coco_retrieval", shared)
+    frame["text"] = [" ".join(text.split()[:1 + i % 4]) for i, text in enumerate(frame.text)]  # of several lengths
+    examples = Examples("coco_retrieval", frame, shared)
+    scores, own, keys = match_scores(model.eval(), examples, CPU, batch_size)
+    with torch.inference_mode():
+        alone = [[model(pairs(examples, [row], [key])).item() for key in keys] for row in range(N)]
+    np.testing.assert_allclose(scores, alone, rtol=1e-4, atol=1e-5)
+    assert [keys[column] for column in own] == [key for (key,) in frame.images]

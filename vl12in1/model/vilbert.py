@@ -48,7 +48,7 @@ def check_config(config):
         "a task stands in two rows of task_tokens": len(tasks) != len(set(tasks))}.items() if found]
     if problems: raise ValueError("ViLBERTConfig: " + "; ".join(problems))
 
-# %% ../../nbs/40_vilbert.ipynb #published-task-tokens
+# %% ../../nbs/40_vilbert.ipynb #published-tasks
 PUBLISHED_TASKS = {1: "vqa", 2: "vg_qa", 4: "visual7w", 7: "coco_retrieval", 8: "flickr30k_retrieval", 9: "refcoco",
                    10: "refcoco+", 11: "refcocog", 12: "nlvr2", 13: "snli_ve", 15: "gqa", 17: "guesswhat"}
 
@@ -117,6 +117,7 @@ class Batch:
     targets: torch.Tensor | None = None     # what the task's head learns from, see there
     candidates: torch.Tensor | None = None  # (B, K) int64 rows of R to choose from, -1 where padded
     segments: torch.Tensor | None = None    # (N, T) int64 sentence that a word belongs to; None: there is only one
+    pairing: torch.Tensor | None = None     # (pairs, 2) int64 rows of a text and an image; None: row n with row n
 
     def to(self, device) -> "Batch":
         "The same batch with every tensor on `device`."
@@ -270,6 +271,9 @@ class ViLBERT(nn.Module):
         text_bias, image_bias = attention_bias(text_mask), attention_bias(batch.region_mask)
         maps = {name: [] for name in ("text", "image", "text_to_image", "image_to_text")} if attention else {}
         for stream, i in self.order:
+            if (stream, i) == ("co", 0) and batch.pairing is not None:
+                texts, images = batch.pairing.unbind(1)
+                text, text_bias, image, image_bias = text[texts], text_bias[texts], image[images], image_bias[images]
             if stream == "text": text = self.text_layers[i](text, text_bias, maps.get("text"))
             elif stream == "image": image = self.image_layers[i](image, image_bias, maps.get("image"))
             else: text, image = self.co_layers[i](

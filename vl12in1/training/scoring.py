@@ -40,7 +40,7 @@ def labelled(frame) -> pd.DataFrame:
     "The rows of an example frame that come with what they should be answered by."
     return frame[frame.answers.map(len) > 0] if "answers" in frame else frame
 
-# %% ../../nbs/55_scoring.ipynb #answer-predictions
+# %% ../../nbs/55_scoring.ipynb #answer-metrics
 ANSWER_METRICS = {"VQA accuracy": vqa_accuracy, "accuracy": exact_match}
 
 def answer_predictions(model, examples, machine, batch_size) -> dict:
@@ -87,17 +87,19 @@ def match_scores(model, examples, machine, batch_size=512) -> tuple[np.ndarray, 
     own, keys = pd.factorize(np.array([key for (key,) in examples.images], dtype=object))
     images = pairs(examples, [0] * len(keys), list(keys))
     tokens, text_mask = pad(examples.tokens)
-    scores = torch.empty(len(own) * len(keys))
-    for pick in torch.arange(len(scores)).split(batch_size):
-        text, image = pick // len(keys), pick % len(keys)
-        batch = Batch(task=examples.task.name, tokens=tokens[text], text_mask=text_mask[text],
-                      features=images.features[image], spatials=images.spatials[image],
-                      region_mask=images.region_mask[image])
+    scores, lengths = torch.empty(len(own), len(keys)), text_mask.sum(1)
+    pairings = torch.cartesian_prod(lengths.argsort(stable=True), torch.arange(len(keys)))
+    for part in pairings.split(batch_size):
+        (texts, text), (shown, image) = (column.unique(return_inverse=True) for column in part.unbind(1))
+        longest = lengths[texts].max()
+        batch = Batch(task=examples.task.name, tokens=tokens[texts, :longest], text_mask=text_mask[texts, :longest],
+                      features=images.features[shown], spatials=images.spatials[shown],
+                      region_mask=images.region_mask[shown], pairing=torch.stack([text, image], 1))
         with machine.autocast():
-            scores[pick] = model(batch.to(machine.device)).flatten().cpu()
-    return scores.view(len(own), len(keys)).numpy(), own, keys
+            scores[part[:, 0], part[:, 1]] = model(batch.to(machine.device)).flatten().cpu()
+    return scores.numpy(), own, keys
 
-# %% ../../nbs/55_scoring.ipynb #match-predictions
+# %% ../../nbs/55_scoring.ipynb #shown
 SHOWN = 10  # images that a prediction lists: the depth of the deepest published recall
 
 def match_predictions(model, examples, machine, batch_size) -> dict:
@@ -108,7 +110,7 @@ def match_predictions(model, examples, machine, batch_size) -> dict:
     return dict(prediction=list(map(tuple, keys[best])), score=(retrieval_ranks(scores, own) == 1).astype(float),
                 scores=list(scores))
 
-# %% ../../nbs/55_scoring.ipynb #predict
+# %% ../../nbs/55_scoring.ipynb #predictions
 PREDICTIONS = {"answer": answer_predictions, "match": match_predictions, "ground": ground_predictions,
                "pair": choice_predictions, "entail": choice_predictions}
 

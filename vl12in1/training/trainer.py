@@ -6,7 +6,7 @@
 __all__ = ['TrainingConfig', 'Feed', 'build_model', 'Trainer', 'set_rates', 'step', 'validate', 'random_state', 'save',
            'fingerprint', 'resume']
 
-# %% ../../nbs/56_trainer.ipynb #6a1ff8ad
+# %% ../../nbs/56_trainer.ipynb #13f3f426
 import hashlib
 import json
 import os
@@ -18,7 +18,8 @@ import torch
 from tqdm import tqdm
 
 from ..model import TwelveInOne, ViLBERTConfig, parameter_groups
-from ..tasks import TASKS, TRAINABLE, loss_scales
+from ..tasks import TASKS, TRAINABLE
+from .balancing import InTurn, ScaledLosses
 from .batches import Examples, TrainingBatches, stream
 from .machine import Machine
 from .schedules import linear_warmup
@@ -37,6 +38,7 @@ class TrainingConfig:
     warmup: float = .1                    # share of the iterations with a rising learning rate
     batch_fraction: float = 1.            # of the batch sizes in the task table
     batch_minimum: int = 1                # but never fewer examples than these
+    validate_every: float = 1.            # passes over its training examples between two validations of a task
     checkpoint_every: int = 1000          # iterations between two checkpoints
     seed: int = 0
 
@@ -55,12 +57,19 @@ class Feed:
     "The data of one task in a run."
     train: TrainingBatches
     val: Examples
+    every: int  # iterations between two validations
 
     @classmethod
     def of(cls, task, splits, sources, config):
         "From the task's example frames (`splits`: \"train\" and \"val\")."
-        train = Examples(task, splits["train"], sources)
-        return cls(TrainingBatches(train, config.batch_size(task), config.seed), Examples(task, splits["val"], sources))
+        train, val = (Examples(task, splits[split], sources) for split in ("train", "val"))
+        return cls.from_examples(train, val, config)
+
+    @classmethod
+    def from_examples(cls, train, val, config, share=1.):
+        "The same from `Examples`; `train` holds a `share` of all there are, which does not change how often is validated."
+        batches = TrainingBatches(train, config.batch_size(train.task.name), config.seed)
+        return cls(batches, val, max(1, round(config.validate_every * batches.steps / share)))
 
 # %% ../../nbs/56_trainer.ipynb #build-model
 def build_model(sources, preset, **overrides) -> TwelveInOne:
@@ -73,15 +82,19 @@ def build_model(sources, preset, **overrides) -> TwelveInOne:
 class Trainer:
     "Trains `model` on the tasks of `feeds` in the order `schedule` asks for, and leaves its history and checkpoint in `folder`."
 
-    def __init__(self, model, feeds: dict[str, Feed], schedule, config, folder, identity="", machine=None):
-        "`identity` says what is being trained: a checkpoint of anything else is not continued."
+    def __init__(self, model, feeds: dict[str, Feed], schedule, config, folder, identity="", machine=None,
+                 losses=None, gradients=None):
+        """`identity` says what is being trained: a checkpoint of anything else is not continued. `losses` and `gradients`
+        balance the tasks, see chapter 54a; the paper's ways unless given."""
         self.machine = machine or Machine.auto()
         self.model, self.feeds, self.schedule, self.config = model.to(self.machine.device), feeds, schedule, config
         self.folder, self.identity = Path(folder), identity
+        self.scaled, self.gradients = (losses or ScaledLosses(feeds)).to(self.machine.device), gradients or InTurn()
         groups = parameter_groups(model, config.encoder_rate(feeds), config.head_learning_rate, config.weight_decay)
+        learnt = [dict(params=list(self.scaled.parameters()), lr=config.head_learning_rate, weight_decay=0.)]
+        groups += [group for group in learnt if group["params"]]
         self.optimizer = torch.optim.AdamW(groups, betas=(.9, config.beta2), eps=config.epsilon, fused=True)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.scales = loss_scales(feeds)
         self.iteration, self.history = 0, []
         self.steps, self.losses = dict.fromkeys(feeds, 0), {task: [0., 0] for task in feeds}
 
@@ -93,9 +106,10 @@ class Trainer:
                       total=self.config.iterations, desc="+".join(self.feeds)[:40], mininterval=5):
             set_rates(self, linear_warmup(i, self.config.iterations, self.config.warmup))
             for task in self.schedule.tasks_at(i): step(self, task, next(streams[task]))
+            self.gradients.end(self.optimizer)
             self.iteration = i + 1
             validate(self)
-            if self.iteration % self.config.checkpoint_every == 0: save(self)
+            if self.iteration % self.config.checkpoint_every == 0 or self.iteration == self.config.iterations: save(self)
         return pd.DataFrame(self.history)
 
 # %% ../../nbs/56_trainer.ipynb #set-rates
@@ -104,14 +118,13 @@ def set_rates(trainer, factor):
     for group, rate in zip(trainer.optimizer.param_groups, trainer.rates): group["lr"] = rate * factor
 
 def step(trainer, task, batch):
-    "One optimiser step on one batch of one task."
+    "The gradient of one batch of one task, and what is to become of it."
     trainer.model.train()
     batch = batch.to(trainer.machine.device)
     with trainer.machine.autocast():
         loss = trainer.model.head(task).loss(trainer.model(batch), batch)
-    (loss * trainer.scales[task]).backward()
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad()
+    trainer.scaled(task, loss).backward()
+    trainer.gradients.add(trainer.optimizer)
     total, n = trainer.losses[task]
     trainer.losses[task] = [total + loss.item(), n + 1]
     trainer.steps[task] += 1
@@ -121,7 +134,7 @@ def validate(trainer):
     "Validate the tasks whose turn it is, tell the schedule, and write a line of history for each."
     last = trainer.iteration == trainer.config.iterations
     for task, feed in trainer.feeds.items():
-        if trainer.iteration % feed.train.steps and not last: continue
+        if trainer.iteration % feed.every and not last: continue
         score = float(head_scores(trainer.model, feed.val, trainer.machine).mean())
         trainer.schedule.observe(task, score)
         total, n = trainer.losses[task]
@@ -139,7 +152,7 @@ def save(trainer):
     path, state = trainer.folder / "checkpoint.pt", dict(
         identity=trainer.identity, iteration=trainer.iteration, steps=trainer.steps, losses=trainer.losses,
         history=trainer.history, model=trainer.model.state_dict(), optimizer=trainer.optimizer.state_dict(),
-        schedule=trainer.schedule.state_dict(), random=random_state(trainer.machine))
+        schedule=trainer.schedule.state_dict(), scaled=trainer.scaled.state_dict(), random=random_state(trainer.machine))
     trainer.folder.mkdir(parents=True, exist_ok=True)
     torch.save(state, path.with_suffix(".part"))
     os.replace(path.with_suffix(".part"), path)
@@ -160,6 +173,6 @@ def resume(trainer):
     state = torch.load(path, map_location=trainer.machine.device, weights_only=True) if path.exists() else {}
     if state.get("identity") != trainer.identity: return
     for name in ("iteration", "steps", "losses", "history"): setattr(trainer, name, state[name])
-    for name in ("model", "optimizer", "schedule"): getattr(trainer, name).load_state_dict(state[name])
+    for name in ("model", "optimizer", "schedule", "scaled"): getattr(trainer, name).load_state_dict(state[name])
     torch.set_rng_state(state["random"][0].cpu())
     if trainer.machine.device == "cuda": torch.cuda.set_rng_state(state["random"][1].cpu())
