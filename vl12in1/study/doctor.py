@@ -6,7 +6,7 @@
 __all__ = ['SOURCES', 'Source', 'listed', 'examine', 'training_bytes', 'open_regions', 'vocabularies', 'accelerator', 'next_step',
            'table', 'advice', 'doctor']
 
-# %% ../../nbs/65_doctor.ipynb #851a1f69
+# %% ../../nbs/65_doctor.ipynb #a5140939
 import os
 import shutil
 import textwrap
@@ -23,6 +23,7 @@ from ..model import TwelveInOne, ViLBERTConfig
 from ..regions import RegionStore, StoreError, find_features
 from .notebooks import settings
 from ..tasks import TASKS
+from ..training.runs import Run
 from ..training.text import AnswerVocabulary, Tokenizer
 
 # %% ../../nbs/65_doctor.ipynb #source
@@ -141,10 +142,11 @@ def _size(study, sizes, store) -> tuple[str, str]:
     if made["feature_dim"]: known["feature_dim"] = made["feature_dim"]
     model = getattr(ViLBERTConfig, chosen.pop("preset"))(**known | chosen)
     parameters, size = training_bytes(model, sizes, regions + 1, study["training"]["common"]["batch_fraction"])
-    runs = len(study["runs"])
+    runs = [Run.of(name, entry) for name, entry in (study["runs"] | study["curricula"]).items()]
+    trained = sum(len(run.tasks()) * study["seeds"][run.seeds] for run in runs)
     return (f"memory       {parameters:,} parameters; training takes about {size / 2 ** 30:.2g} GiB",
             f"disk         {regions * (model.feature_dim * 2 + 16) / 1000:,.0f} kB of regions per image; "
-            f"{parameters * 4 * runs / 2 ** 30:.2g} GiB for the weights of the runs ({runs}); "
+            f"{parameters * 4 * trained / 2 ** 30:.2g} GiB for the weights of the models ({trained}); "
             f"free: {shutil.disk_usage('.').free / 2 ** 30:.0f} GiB")
 
 def table(found) -> str:

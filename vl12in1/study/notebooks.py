@@ -72,10 +72,11 @@ def executed_path(notebook: str, parameters: dict) -> Path:
 
 # %% ../../nbs/60_notebooks.ipynb #kernel-environment
 def kernel_environment() -> None:
-    "Set what a kernel inherits: the checkout on the import path, and no progress bars unless somebody watches."
+    "Set what a kernel inherits: the checkout on the import path, one thread, no progress bars unless somebody watches."
     paths = [str(root()), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if not sys.stderr.isatty(): os.environ.setdefault("TQDM_DISABLE", "1")
 
 # %% ../../nbs/60_notebooks.ipynb #notebookerror

@@ -1,0 +1,103 @@
+"""Several stages at once: order, failures, and a real DVC repository of toy stages."""
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from vl12in1.study.parallel import in_order, placeholders, repro, rooms, stale, stale_stages, waiting
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@st.composite
+def graphs(draw):
+    n = draw(st.integers(1, 12))
+    return {str(i): {str(j) for j in draw(st.sets(st.integers(0, i - 1)))} if i else set() for i in range(n)}
+
+
+@settings(deadline=None)
+@given(graphs(), st.integers(1, 4), st.sets(st.integers(0, 11)))
+def test_nothing_starts_before_what_it_needs_and_nothing_is_lost(needs, jobs, failing):
+    failing, started, finished, lock = {str(i) for i in failing} & set(needs), [], set(), threading.Lock()
+
+    def run(name):
+        with lock:
+            started.append(name)
+            assert needs[name] <= finished
+        with lock:
+            if name not in failing: finished.add(name)
+        return name not in failing
+
+    failed = in_order(needs, run, jobs)
+    behind = waiting(needs)
+    unreachable = set().union(*(behind[name] for name in failing))
+    assert len(started) == len(set(started)) and set(started) == set(needs) - unreachable
+    assert set(failed) == failing - unreachable
+
+
+@given(graphs(), st.sets(st.integers(0, 11)))
+def test_stale_is_what_changed_and_what_waits_for_it(needs, changed):
+    changed = {str(i) for i in changed} & set(needs)
+    found, behind = stale(needs, changed), waiting(needs)
+    assert set(found) == changed | {name for name in needs if any(name in behind[other] for other in changed)}
+    assert all(found[name] == needs[name] & set(found) for name in found)
+
+
+def test_jobs_really_run_side_by_side():
+    meeting = threading.Barrier(2, timeout=20)
+
+    def run(name):
+        meeting.wait()
+        return True
+
+    assert in_order({"a": set(), "b": set()}, run, jobs=2) == []
+
+
+def test_there_is_room_for_one_stage_at_least():
+    assert 1 <= len(rooms()) <= max(4, len(os.sched_getaffinity(0)))
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    "A repository of four toy stages: one first, two after it, and one that needs both."
+    (tmp_path / "dvc.yaml").write_text("""
+stages:
+  first: {cmd: cp source first.txt, deps: [source], outs: [first.txt]}
+  left: {cmd: "sleep 1; cat first.txt > left.txt", deps: [first.txt, knob], outs: [left.txt]}
+  right: {cmd: "sleep 1; cat first.txt > right.txt", deps: [first.txt], outs: [right.txt]}
+  both: {cmd: cat left.txt right.txt > both.txt, deps: [left.txt, right.txt], outs: [both.txt]}
+""")
+    (tmp_path / "source").write_text("a\n")
+    (tmp_path / "knob").write_text("0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    for command in (["git", "init", "--quiet"], ["dvc", "init", "--quiet"]): subprocess.run(command, check=True)
+    return tmp_path
+
+
+def test_a_study_is_brought_up_to_date_and_stays_so(study):
+    needs = stale_stages()
+    assert needs == {"first": set(), "left": {"first"}, "right": {"first"}, "both": {"left", "right"}}
+    assert repro(needs) == []
+    assert (study / "both.txt").read_text() == "a\na\n"
+    assert stale_stages() == {}
+    said = subprocess.run(["dvc", "repro"], capture_output=True, text=True, check=True).stdout
+    assert "Running stage" not in said
+    (study / "knob").write_text("1\n")
+    assert stale_stages() == {"left": set(), "both": {"left"}}
+
+
+def test_what_fails_holds_up_only_what_needs_it(study):
+    (study / "dvc.yaml").write_text((study / "dvc.yaml").read_text().replace("sleep 1; cat first.txt > left.txt", "exit 3"))
+    assert repro(stale_stages()) == ["left"]
+    assert (study / "right.txt").exists() and not (study / "both.txt").exists()
+
+
+def test_placeholders_are_written_only_where_nothing_is(tmp_path):
+    assert placeholders(tmp_path, ["at"]) == ["at"]
+    (tmp_path / "runs/at.json").write_text("{}")
+    assert placeholders(tmp_path, ["at", "st"]) == ["st"] and (tmp_path / "runs/at.json").read_text() == "{}"
