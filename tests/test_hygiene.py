@@ -123,8 +123,9 @@ def foreign(source, package):
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_runtime_needs_only_what_pip_installs(path):
     lazily = {"vl12in1.study.notebooks": {"papermill", "nbclient"}, "vl12in1.model.bert": {"transformers"},
+              "vl12in1.training.balancing": {"torchjd"}, "vl12in1.study.parallel": {"dvc"},
               "vl12in1.regions.published": {"lmdb", "h5py"}, "vl12in1.regions.pretrained": {"transformers"},
-              "vl12in1.duplicates": {"imagehash"}}
+              "vl12in1.duplicates": {"imagehash"}, "vl12in1.study.consistency": {"textblob"}}
     assert foreign(path.read_text(), package_of(path)) <= lazily.get(name_of(path), set())
 
 

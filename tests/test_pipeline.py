@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ import yaml
 from dvc.repo import Repo
 
 from vl12in1.study.notebooks import NotebookError, check_parameters, code_view, execute, main, settings
-from vl12in1.tasks import TASKS
+from vl12in1.tasks import GROUPS, TASKS
+from vl12in1.training.runs import Run, parent
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = sorted((ROOT / "nbs/study").glob("*.ipynb"))
@@ -143,17 +146,37 @@ def test_profiles_have_the_same_sections():
     assert {tuple(sorted(sizes["training"])) for sizes in PROFILES.values()} == {tuple(sorted(PROFILES["miniature"]["training"]))}
 
 
-def test_the_grid_is_complete_and_its_names_exist():
-    runs = GRID["runs"]
-    key = lambda row, task: f"{row}_{task.replace('+', '_plus')}"
-    together = ["at", "at_original", "at_scratch"]
-    assert list(runs) == [key(row, t) for row in ("st_all", "st_clean") for t in TASKS] + together + [key("ft", t) for t in TASKS]
-    beginnings = {"scratch", *runs, *(f"pretrain_{name}" for name in GRID["pretraining"])}
-    for name, run in runs.items():
-        assert set(run["tasks"]) <= set(TASKS) and run["data"] in ("all", "clean") and run["init"] in beginnings, name
-        assert all(run["kind"] in sizes["training"] for sizes in PROFILES.values()), name
-    assert all(runs[name]["tasks"] == list(TASKS) for name in together)
-    assert [name for name in runs if runs[name]["init"] in ("scratch", "pretrain_original")] == ["at_original", "at_scratch"]
+RUNS = GRID["runs"] | GRID["curricula"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_entry_of_the_grid_is_a_run_that_can_begin(name):
+    run = Run.of(name, RUNS[name])
+    assert run.init in {"scratch", *GRID["runs"], *(f"pretrain_{key}" for key in GRID["pretraining"])}
+    assert all(run.kind in sizes["training"] and sizes["seeds"][run.seeds] > 0 for sizes in PROFILES.values())
+    for tasks in run.tasks().values():
+        assert tasks and set(tasks) <= set(TASKS)
+        if run.init in RUNS: assert parent(run, tasks, RUNS) in Run.of(run.init, RUNS[run.init]).tasks()
+
+
+def test_the_grid_is_complete():
+    run = {name: Run.of(name, entry) for name, entry in RUNS.items()}
+    assert not GRID["runs"].keys() & GRID["curricula"].keys()
+    assert all(len(run[name].tasks()) == 12 for name in ("st_all", "st_clean", "gt_ft", "ft", "ft_all", "st_10", "st_25", "st_50"))
+    assert run["gt"].tasks() == GROUPS and run["at"].tasks() == {"all": tuple(TASKS)}
+    partners = {frozenset(tasks) for name in ("pairs", "triples") for tasks in run[name].tasks().values()}
+    one_of_each = ("vqa", "flickr30k_retrieval", "visual7w", "nlvr2")
+    assert partners == {frozenset(some) for n in (2, 3) for some in combinations(one_of_each, n)}
+
+
+@pytest.mark.parametrize("name, changed", [
+    ("token_per_head", {"tokens"}), ("no_token", {"tokens"}), ("no_stop_and_go", {"stop_and_go"}), ("proportional", {"schedule"}),
+    ("vanilla", {"tokens", "stop_and_go"}), ("uncertainty", {"losses"}), ("one_step", {"gradients"}), ("surgery", {"gradients"}),
+    ("at_without_g4", {"models"}), ("at_original", {"init"}), ("at_scratch", {"init"}), ("at_25", {"share"}),
+    ("curriculum", {"schedule", "stop_and_go"})])
+def test_an_ablation_changes_what_it_says_and_nothing_else(name, changed):
+    ablation, whole = (asdict(Run.of(key, RUNS[key])) for key in (name, "at"))
+    assert {field for field in whole if ablation[field] != whole[field]} - {"seeds"} == changed
 
 
 # --- the graph
@@ -198,10 +221,16 @@ def before(graph, stage):
 def test_every_run_is_a_stage_that_follows_its_parent(graph):
     parents = {"scratch": "scratch", **{f"pretrain_{name}": f"pretrain@{name}" for name in GRID["pretraining"]},
                **{name: f"train@{name}" for name in GRID["runs"]}}
-    for name, run in GRID["runs"].items():
-        trained = {needed for needed in graph[f"train@{name}"] if needed.startswith(("train@", "pretrain@", "scratch"))}
-        assert trained == {parents[run["init"]]}
+    followed = lambda stage: {needed for needed in graph[stage] if needed.startswith(("train@", "pretrain@", "scratch"))}
+    for name, run in GRID["runs"].items(): assert followed(f"train@{name}") == {parents[run["init"]]}
+    for name, run in GRID["curricula"].items():
+        assert followed(f"curriculum@{name}") == {parents[run["init"]], "train@st_clean"}
     for name in GRID["pretraining"]: assert "scratch" in graph[f"pretrain@{name}"]
+
+
+def test_a_curriculum_depends_on_all_that_other_training_depends_on(stages):
+    trained, ordered = (stages[name][0] for name in ("train@at", "curriculum@curriculum"))
+    assert ordered == trained | {"reports/runs/st_clean.json"}
 
 
 def test_data_is_imported_between_the_world_and_its_users(graph):
@@ -212,7 +241,7 @@ def test_data_is_imported_between_the_world_and_its_users(graph):
 
 
 def test_cleaning_comes_before_whatever_learns(graph):
-    learning = [stage for stage in graph if stage.startswith(("text", "regions", "pretrain@", "train@"))]
+    learning = [stage for stage in graph if stage.startswith(("text", "regions", "pretrain@", "train@", "curriculum@"))]
     assert all("clean" in before(graph, stage) for stage in learning)
 
 
@@ -223,13 +252,24 @@ def test_the_pipeline_draws_no_line_back(graph):
 
 def test_tables_need_only_what_git_keeps(stages):
     for stage, (needed, _) in stages.items():
-        if not stage.startswith(("table_", "figure_")): continue
-        for path in needed: assert path.startswith(("build/views/", "vl12in1/", "reports/")), f"{stage} needs {path}"
+        if not stage.startswith(("table_", "figure_", "index")): continue
+        for path in needed: assert path.startswith(("build/views/", "vl12in1/", "reports/", "params.yaml")), f"{stage} needs {path}"
 
 
-def test_the_multitask_table_waits_for_every_run(stages):
-    listed = {Path(path).stem for path in stages["table_multitask"][0] if path.startswith("reports/runs/")}
-    assert listed == {"text_only", *GRID["runs"]} - {"at_original", "at_scratch"}
+def runs_of(paths, part, ending):
+    return {path.removeprefix(f"reports/{part}/").removesuffix(ending) for path in paths if path.startswith(f"reports/{part}/")}
+
+
+def test_what_needs_a_run_needs_both_of_its_files(stages):
+    for stage, (needed, _) in stages.items():
+        if stage.startswith(("table_", "figure_", "index")):
+            assert runs_of(needed, "runs", ".json") == runs_of(needed, "items", ".csv"), stage
+
+
+def test_every_run_is_in_a_table_and_in_the_index(stages):
+    tables = [needed for stage, (needed, _) in stages.items() if stage.startswith("table_")]
+    assert set().union(*(runs_of(needed, "runs", ".json") for needed in tables)) == {"text_only", *RUNS}
+    assert runs_of(stages["index"][0], "runs", ".json") == {"text_only", *RUNS}
 
 
 def test_no_stage_depends_on_a_notebook_or_on_an_executed_one(stages):
@@ -276,12 +316,12 @@ def finished(dvc_copy, tmp_path_factory):
     copy = tmp_path_factory.mktemp("finished") / "study"
     shutil.copytree(dvc_copy, copy)
     folders = {"vl12in1/world", "vl12in1/corpora", "vl12in1/regions", "vl12in1/model", "vl12in1/training", "data", "build/miniature",
-               "build/clean", "build/text", "build/regions"}
+               "build/clean", "build/text", "build/regions", "reports/attention"}
     with contextlib.chdir(copy), Repo() as repo:
         paths = {out.def_path for stage in repo.index.stages for out in [*stage.deps, *stage.outs] if out.def_path}
     for path in sorted(paths - {"nbs/study", "build/views", "params.yaml"}):
         if path.startswith("profiles/"): continue
-        folder = path in folders or path.endswith(("/model", "/pretraining")) and path.startswith("runs/")
+        folder = path in folders or path.endswith(("/models", "/said", "/pretraining")) and path.startswith("runs/")
         file = copy / path / "file" if folder else copy / path
         file.parent.mkdir(parents=True, exist_ok=True)
         if not file.exists(): file.write_text(path if path != "data" else "build/miniature")
@@ -308,10 +348,23 @@ def test_a_finished_study_is_up_to_date(finished):
     assert stale(finished) == set()
 
 
-def test_one_grid_entry_concerns_one_run(finished):
-    line = "st_clean_vqa:                 {tasks: [vqa], data: clean, init: pretrain_improved, kind: single, stop_and_go: false, seed: "
-    undo = edit(finished / "params.yaml", line + "0", line + "1")
-    try: assert stale(finished) == {"train@st_clean_vqa"}
+@pytest.mark.parametrize("run, old, new", [
+    ("no_token", "no_token: {<<: *at, tokens: none", "no_token: {<<: *at, tokens: head"),
+    ("st_25", "st_25: {<<: *alone, share: 0.25", "st_25: {<<: *alone, share: 0.2"),
+    ("pairs", "G3+G4: [visual7w, nlvr2]}", "G3+G4: [refcoco, nlvr2]}"), ("ft_all", "data: all}", "data: clean}")])
+def test_one_grid_entry_concerns_one_run(finished, run, old, new):
+    undo = edit(finished / "params.yaml", old, new)
+    try: assert stale(finished) == {f"train@{run}", "index"}  # which lists all runs
+    finally: undo()
+
+
+def test_a_grid_entry_concerns_what_descends_from_it(finished, graph):
+    line = "at: &at {<<: *together, models: all}"
+    undo = edit(finished / "params.yaml", line, line.replace("all}", "all, losses: uncertainty}"))
+    try:
+        changed = stale(finished)  # the ablations are written as differences from it, so they change, too
+        assert {"train@at", "train@no_token"} <= changed and not {"train@st_clean", "train@gt", "train@gt_ft"} & changed
+        assert {name for name, needed in graph.items() if "train@at" in needed} >= {"train@ft", "train@ft_all", "consistency", "attention"}
     finally: undo()
 
 
@@ -328,22 +381,20 @@ def test_the_length_of_a_kind_of_run_concerns_that_kind(finished):
     finally: undo()
 
 
-def test_a_section_of_the_profile_concerns_its_stages(finished):
-    section = PROFILES[GRID["profile"]]["evaluation"]
+def test_more_seeds_concern_the_runs_that_are_repeated(finished):
     path = finished / f"profiles/{GRID['profile']}.yaml"
-    undo = edit(path, f"bootstrap_samples: {section['bootstrap_samples']}", "bootstrap_samples: 17")
-    try: assert stale(finished) == {"text_only", *(f"train@{run}" for run in GRID["runs"])}
+    undo = edit(path, "seeds: {main: 1,", "seeds: {main: 3,")
+    try: assert stale(finished) == {f"train@{name}" for name, run in GRID["runs"].items() if run["seeds"] == "main"}
     finally: undo()
 
 
-def test_prose_of_the_training_notebook_concerns_no_training(finished):
-    path = finished / "nbs/study/train.ipynb"
-    book = json.loads(path.read_text())
-    book["cells"][0]["source"] = "# Another title"
-    undo = edit(path, path.read_text(), json.dumps(book))
+def test_prose_of_no_notebook_concerns_any_stage(finished):
+    paths, before = sorted((finished / "nbs/study").glob("*.ipynb")), stale(finished)
+    for path in paths:
+        book = json.loads(path.read_text())
+        book["cells"][0]["source"] = "# Another title"
+        path.write_text(json.dumps(book))
+    assert before == set() and stale(finished) == {"views"}
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
-    try:
-        assert stale(finished) == {"views"}
-        subprocess.run([sys.executable, "-m", "vl12in1.study.notebooks", "views"], cwd=finished, env=environment, check=True)
-        assert stale(finished) == {"views"}   # its input changed, its output did not
-    finally: undo()
+    subprocess.run([sys.executable, "-m", "vl12in1.study.notebooks", "views"], cwd=finished, env=environment, check=True)
+    assert stale(finished) == {"views"}   # its input changed, its output did not

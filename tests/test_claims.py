@@ -1,0 +1,182 @@
+"Claims: what decides them, the three verdicts, and the page that lists them."
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from vl12in1.study.claims import (CLAIMS, CONTENTS, WITH_G4, Claim, all_shared, contents, counted, images, judge, missing_text,
+                                  models_of, readable_claims, ruling, seeds_used)
+from vl12in1.study.notebooks import code_view
+from vl12in1.study.results import Results
+from vl12in1.study.statistics import Comparison, holm
+from vl12in1.tasks import TASKS
+from vl12in1.training.runs import Run, write_item_scores, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+GRID = yaml.safe_load((ROOT / "params.yaml").read_text())
+GRID = GRID["runs"] | GRID["curricula"]
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+VERDICTS = ("holds", "does not hold", "not resolved")
+BETTER = Claim("More is better", "better", "at", "st_clean")
+
+
+def study(folder, shares, seeds=1, items=200):
+    "Results of runs of the grid that are right on a share of the items, run -> share; the same items are hard for all."
+    hard = {task: np.random.default_rng(i).random(items) for i, task in enumerate(TASKS)}
+    for run, share in shares.items():
+        scores = {(name, seed, task): hard[task] < share for name, own in Run.of(run, GRID[run]).tasks().items()
+                  for seed in range(seeds) for task in own}
+        write_item_scores(folder / f"items/{run}.csv", scores)
+        write_json(folder / f"runs/{run}.json", dict(run=run, data_name="made-up numbers", trained=[]))
+    return Results(folder)
+
+
+def report(**shares):
+    "A report of consistency of 60 images, run -> share of the weight that is right twice, one seed."
+    weight = [10] * 60
+    return dict(weight=weight, rows={run: dict(seed0=dict(sums=dict(both=[10 * share] * 60))) for run, share in shares.items()})
+
+
+# --- the list
+
+def test_claims_speak_of_the_grid():
+    assert {run for claim in CLAIMS for run in (claim.a, claim.b)} <= set(GRID)
+    assert set(WITH_G4) == {name for name, tasks in Run.of("pairs", GRID["pairs"]).tasks().items() if "nlvr2" in tasks}
+    assert len({claim.sentence for claim in CLAIMS}) == len(CLAIMS) == 19
+    assert all(claim.paper and claim.direction in (1, -1) for claim in CLAIMS)
+
+
+def test_the_stage_waits_for_the_runs_of_all_claims():
+    needed = {f"reports/runs/{run}.json" for claim in CLAIMS for run in (claim.a, claim.b)}
+    assert needed <= set(STAGES["index"]["deps"])
+
+
+def test_numbers_in_claims_are_the_papers_headline_only():
+    assert {number for claim in CLAIMS for number in re.findall(r"\d+\.\d+", claim.paper + claim.sentence)} == {"2.05"}
+
+
+# --- cells
+
+def test_the_partner_claims_find_their_models(tmp_path):
+    results = study(tmp_path, dict(pairs=.6, st_clean=.5))
+    gain, loss = (next(claim for claim in CLAIMS if claim.a == "pairs" and claim.direction == sign) for sign in (1, -1))
+    assert gain.cells(results, {}, gain.a, gain.b)[0] == ["nlvr2"]
+    tasks, ours, theirs = loss.cells(results, {}, loss.a, loss.b)
+    assert tasks == ["vqa", "flickr30k_retrieval", "visual7w"]
+    assert all((one == results.cell("pairs", task, model)).all() for one, task, model in zip(ours, tasks, WITH_G4))
+
+
+def test_models_of_one_task_are_averaged(tmp_path):
+    results = study(tmp_path, dict(pairs=.6, st_clean=.5), seeds=2)
+    _, (ours,), _ = models_of({"nlvr2": WITH_G4})(results, {}, "pairs", "st_clean")
+    each = [results.cell("pairs", "nlvr2", name) for name in WITH_G4]
+    assert ours.shape == (2, 200) and np.allclose(ours, np.mean(each, axis=0))
+
+
+def test_tasks_that_one_run_lacks_are_left_out(tmp_path):
+    results = study(tmp_path, dict(at=.6, at_without_g4=.5))
+    assert len(all_shared(results, {}, "at_without_g4", "at")[0]) == 10
+    assert models_of({"nlvr2": WITH_G4})(results, {}, "pairs", "st_clean") == ([], [], [])
+
+
+@pytest.mark.parametrize("found", [{}, dict(rows={}), report(at=.5), dict(report(at=.5, ft=.5), weight=[0] * 60)])
+def test_no_consistency(found):
+    assert images(None, found, "ft", "at") == ([], [], [])
+
+
+# --- verdicts
+
+@pytest.mark.parametrize("direction", [1, -1])
+@pytest.mark.parametrize("ours, theirs, sign", [(.7, .5, 1), (.5, .7, -1), (.6, .6, 0)])
+def test_three_verdicts(tmp_path, ours, theirs, sign, direction):
+    results = study(tmp_path, dict(at=ours, st_clean=theirs))
+    row = judge(results, {}, [BETTER._replace(direction=direction)]).iloc[0]
+    assert row.verdict == ("holds" if sign == direction else "does not hold" if sign else "not resolved")
+    assert row.difference == pytest.approx(100 * (ours - theirs), abs=5) and row.on == "12 tasks" and row.seeds == "1 / 1"
+
+
+@pytest.mark.parametrize("clean, verdict", [(.60, "holds"), (.55, "does not hold"), (.605, "holds")])
+def test_what_costs_little(tmp_path, clean, verdict):
+    results = study(tmp_path, dict(st_clean=clean, st_all=.6), items=1000)
+    claim = next(claim for claim in CLAIMS if claim.margin)
+    row = judge(results, {}, [claim]).iloc[0]
+    assert row.verdict == verdict and row.p is None
+
+
+@pytest.mark.parametrize("low, high, verdict", [(-.019, .01, "holds"), (-.021, -.019, "not resolved"), (-.05, -.021, "does not hold"),
+                                                (-.02, .1, "not resolved"), (.01, .02, "holds")])
+def test_a_margin(low, high, verdict):
+    assert ruling(Claim("", "", "a", "b", margin=2), Comparison((low + high) / 2, low, high, .5), None) == verdict
+
+
+def test_nothing_is_not_resolved(tmp_path):
+    table = judge(Results(tmp_path), {})
+    assert set(table.verdict) == {"not resolved"} and table[["on", "seeds", "difference", "p"]].isna().all(axis=None)
+    assert len(readable_claims(table)) == 19 and seeds_used(Results(tmp_path)) == "no"
+
+
+def test_a_missing_run_leaves_only_its_claims_open(tmp_path):
+    results = study(tmp_path, dict(at=.7, st_clean=.5))
+    table = judge(results, report(at=.8, st_clean=.4))
+    open_ = {claim.sentence for claim in CLAIMS if {claim.a, claim.b} != {"at", "st_clean"}}
+    assert set(table.index[table.verdict == "not resolved"]) == open_
+    assert table.verdict.drop(list(open_)).tolist() == ["holds", "holds"]
+
+
+def test_all_claims_with_a_p_are_one_family(tmp_path):
+    shares = {run: .5 + .01 * i for i, run in enumerate(sorted({run for claim in CLAIMS for run in (claim.a, claim.b)}))}
+    results, found = study(tmp_path, shares, items=40), report(at=.5, st_clean=.5, ft=.6)
+    together = judge(results, found)
+    alone = [judge(results, found, [claim]).p.iloc[0] for claim in CLAIMS]
+    assert [p if p is None else pytest.approx(p) for p in holm(alone)] == together.p.tolist()
+    assert sum(p is None for p in alone) == 1 and set(together.verdict) <= set(VERDICTS)
+
+
+def test_the_count(tmp_path):
+    table = judge(study(tmp_path, dict(at=.7, st_clean=.5, gt=.8)), {})
+    assert sum(map(int, re.findall(r"\d+", counted(table))[1:])) == len(CLAIMS) == int(re.findall(r"\d+", counted(table))[0])
+    assert counted(table).endswith("*holds* for 2, *does not hold* for 1, and *not resolved* for 16.")
+
+
+# --- the page
+
+def test_contents_are_the_outputs_of_the_pipeline():
+    outs = {out for stage in STAGES.values() for one in stage.get("outs", []) for out in (one if isinstance(one, dict) else [one])}
+    made = {match[1] for out in outs if (match := re.fullmatch(r"reports/((?:table|figure)_\w+\.(?:md|png))", out))}
+    assert set(CONTENTS) == made
+    assert contents().count("\n") == len(CONTENTS) - 1 and all(what and len(what) < 120 for what in CONTENTS.values())
+
+
+def test_missing_runs_are_named(tmp_path):
+    results = study(tmp_path, dict(at=.7))
+    assert missing_text(results, ["at", "gt"]) == "`gt`" and missing_text(results, ["at"]) == "none is missing"
+
+
+def page(folder):
+    "The index of the results in `folder`."
+    code = code_view(ROOT / "nbs/study/index.ipynb").replace('reports = "reports"', f"reports = {str(folder)!r}")
+    exec(code, {})
+    return (folder / "index.md").read_text(), (folder / "index.csv").read_text()
+
+
+def test_the_index_lists_verdicts_and_missing_runs(tmp_path):
+    study(tmp_path, {run: .5 + .2 * (run == "at") for run in GRID if run != "vanilla"}, seeds=2, items=60)
+    write_json(tmp_path / "consistency.json", report(at=.5, st_clean=.5, ft=.5))
+    text, numbers = page(tmp_path)
+    assert text.rstrip().endswith("without scores: `vanilla`.") and "Measured on **made-up numbers**" in text
+    assert "of 2 seed(s) per model" in text and "nothing was tuned" in text and all(f"({name})" in text for name in CONTENTS)
+    rows = {line.split(" | ")[0][2:]: line.rstrip(" |").split(" | ")[-1] for line in text.splitlines() if line.startswith("| ")}
+    assert rows[CLAIMS[0].sentence] == "holds" and rows["Stop-and-go and task tokens help together"] == "not resolved"
+    assert len(numbers.splitlines()) == 1 + len(CLAIMS) and numbers.startswith("claim,paper,a,b,on,seeds,difference,")
+
+
+def test_the_index_of_nothing(tmp_path):
+    text, _ = page(tmp_path)
+    assert "*not resolved* for 19" in text and all(f"`{run}`" in text for run in GRID)
+
+
+def test_the_index_of_everything(tmp_path):
+    study(tmp_path, dict.fromkeys(GRID, .5), items=20)
+    assert "without scores: none is missing." in page(tmp_path)[0]
