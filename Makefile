@@ -1,4 +1,4 @@
-# make study   the whole study: environment, dvc repro, tables              make smoke   the same, tiny, in a throw-away clone
+# make study   the whole study: environment, stages, tables, claims          make smoke   the same, tiny, in a throw-away clone
 # make test    environment, chapters and tests                              make tables  render the tables again from reports/
 # make lab     the book in JupyterLab                                       make clean   remove what the study made
 # make benchmark   how fast published features are imported and read back, about ten minutes and 12 GB of disk
@@ -14,10 +14,11 @@ help:
 	@head -4 $(firstword $(MAKEFILE_LIST)) | sed 's/^# //'
 
 study: .venv/ready
-	@echo "make study: dvc repro runs what is out of date (nothing is: seconds; empty cache: see README.md)"
+	@echo "make study: what is out of date is run (nothing is: seconds; empty cache: see README.md)"
+	python -m vl12in1.study.parallel
 	dvc repro
-	@cat reports/table_multitask.md
-	@printf '\nmake study: written to reports/\n'; ls reports/table_*.md reports/figure_*.png
+	@cat reports/index.md
+	@printf '\nmake study: written to reports/\n'; ls reports/index.md reports/table_*.md reports/figure_*.png
 
 test: .venv/ready
 	@echo "make test: chapters, then properties, parity and the pipeline"
@@ -28,8 +29,8 @@ smoke: .venv/ready
 
 tables: .venv/ready
 	@echo "make tables: from the metrics in reports/, without data, weights or training"
-	dvc repro --single-item --force views $$(dvc stage list --name-only | grep -E '^(table|figure)_')
-	@ls reports/table_*.md reports/figure_*.png
+	python -m vl12in1.study.parallel --tables
+	@ls reports/index.md reports/table_*.md reports/figure_*.png
 
 benchmark: .venv/ready
 	@echo "make benchmark: published features, written, imported and read back"
