@@ -104,6 +104,7 @@ def main(arguments=None) -> None:
     "Exit status 1 if a stage failed; tables are rendered all the same."
     if "--tables" in (sys.argv[1:] if arguments is None else arguments): failed = tables()
     else:
+        repro({"views": set()})  # whatever they leave as it was is not out of date
         needs = stale_stages()
         print(f"{len(needs)} stages are out of date; {len(rooms())} run at a time", flush=True)
         if failed := repro(needs): failed += tables()
