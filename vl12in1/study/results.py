@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..tasks import TASKS
-from ..training.runs import read_item_scores
+from ..training.records import read_item_scores
 
 # %% ../../nbs/61b_results.ipynb #read-runs
 def read_runs(folder) -> dict[str, dict]:

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'CHOICES', 'SCHEDULES', 'Run', 'parent', 'weights', 'part_of', 'read_examples', 'easiest_first',
-           'make_trainer', 'parameters_used', 'write_json', 'write_item_scores', 'read_item_scores']
+           'make_trainer', 'parameters_used']
 
-# %% ../../nbs/59_runs.ipynb #58c54512
-import json
+# %% ../../nbs/59_runs.ipynb #cbcfaecc
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -120,21 +119,3 @@ def parameters_used(model, tasks) -> int:
     "Parameters of the encoder and of the heads that `tasks` need."
     heads = {TASKS[task].head_name for task in tasks}
     return sum(p.numel() for part in (model.encoder, *(model.heads[name] for name in heads)) for p in part.parameters())
-
-def write_json(path, content):
-    "Write `content` as JSON, and the folders above it."
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(content, indent=1) + "\n")
-
-def write_item_scores(path, scores):
-    "Write scores between 0 and 1: (model, seed, task) -> (items,), one number per test item."
-    lines = [dict(model=model, seed=seed, task=task, percent=" ".join(f"{100 * score:.4g}" for score in items))
-             for (model, seed, task), items in scores.items()]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(lines, columns=["model", "seed", "task", "percent"]).to_csv(path, index=False, lineterminator="\n")
-
-def read_item_scores(path) -> dict[tuple[str, str], np.ndarray]:
-    "(model, task) -> scores (seeds, items), between 0 and 1."
-    lines = pd.read_csv(path, dtype=dict(model=str, percent=str))
-    return {key: np.array([np.array(line.split(), float) / 100 for line in group.sort_values("seed").percent])
-            for key, group in lines.groupby(["model", "task"], sort=False)}
