@@ -359,7 +359,7 @@ def test_one_grid_entry_concerns_one_run(finished, run, old, new):
 
 
 def test_a_grid_entry_concerns_what_descends_from_it(finished, graph):
-    line = "at: &at {<<: *together, models: all}"
+    line = "at: &at {<<: *few, kind: multi, models: all}"
     undo = edit(finished / "params.yaml", line, line.replace("all}", "all, losses: uncertainty}"))
     try:
         changed = stale(finished)  # the ablations are written as differences from it, so they change, too
