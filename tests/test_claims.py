@@ -167,7 +167,8 @@ def test_the_index_lists_verdicts_and_missing_runs(tmp_path):
     write_json(tmp_path / "consistency.json", report(at=.5, st_clean=.5, ft=.5))
     text, numbers = page(tmp_path)
     assert text.rstrip().endswith("without scores: `vanilla`.") and "Measured on **made-up numbers**" in text
-    assert "of 2 seed(s) per model" in text and "nothing was tuned" in text and all(f"({name})" in text for name in CONTENTS)
+    assert "of 2 seed(s) per model" in text and "nothing is tuned" in text and "take\n– steps" in text
+    assert all(f"({name})" in text for name in CONTENTS)
     rows = {line.split(" | ")[0][2:]: line.rstrip(" |").split(" | ")[-1] for line in text.splitlines() if line.startswith("| ")}
     assert rows[CLAIMS[0].sentence] == "holds" and rows["Stop-and-go and task tokens help together"] == "not resolved"
     assert len(numbers.splitlines()) == 1 + len(CLAIMS) and numbers.startswith("claim,paper,a,b,on,seeds,difference,")

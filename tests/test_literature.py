@@ -27,7 +27,7 @@ def study(folder, data, runs):
         recall = {f"image retrieval R@{k}": .1 * k for k in (5, 10)}
         write_item_scores(folder / f"items/{run}.csv", items)
         write_json(folder / f"runs/{run}.json", dict(run=run, data_name=data, trained=[
-            dict(model=name, seed=seed, tasks=list(own), parameters=10 * len(own), metrics={task: recall for task in own},
+            dict(model=name, seed=seed, tasks=list(own), parameters=10 * len(own), iterations=400, metrics={task: recall for task in own},
                  scores={task: items[name, seed, task].mean() for task in own}) for name, own in models.items() for seed in range(2)]))
     return Results(folder)
 

@@ -44,6 +44,10 @@ class Results:
         models = self.runs.get(run, {}).get("trained", [])
         return [model for model in models if task is None or task in model["tasks"]]
 
+    def steps(self, run) -> str:
+        "How many steps a run's models take for each task, as text."
+        return next((f"{model['iterations']:,}" for model in self.trained(run)), "–")
+
     def data_name(self) -> str:
         "What was measured on, as all runs say it."
         return " and ".join(sorted({run["data_name"] for run in self.runs.values() if "data_name" in run})) or "nothing"
