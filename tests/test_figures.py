@@ -35,7 +35,7 @@ def figures(tmp_path):
     run = pd.concat([validations([0, 1, 1, 0, 1, 0], task) for task in ("vqa", "nlvr2")])
     table = relations_table(Results(tmp_path)).astype(float).fillna(3.)
     matrix = pd.DataFrame(50., list(TASKS)[:3], list(TASKS)[:3])
-    return [lambda: overlap_heatmap(matrix), lambda: relations_heatmap(table, "t"), lambda: stop_and_go(run, "t"),
+    return [lambda: overlap_heatmap(matrix, "t"), lambda: relations_heatmap(table, "t"), lambda: stop_and_go(run, "t"),
             lambda: learning_curves({"a": run, "b": run}, "t"), lambda: data_curves({"a": scores(), "b": scores(5)}, "t")]
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ..tasks import TASKS
 
 # %% ../../nbs/63_figures.ipynb #overlap-heatmap
-def overlap_heatmap(matrix) -> Figure:
+def overlap_heatmap(matrix, title) -> Figure:
     "Square heat map of percentages: `matrix` is indexed by task names on both sides."
     titles = [TASKS[task].title for task in matrix.index]
     figure = Figure(figsize=(8, 7), layout="constrained")
@@ -29,7 +29,7 @@ def overlap_heatmap(matrix) -> Figure:
     ax.set_yticks(range(len(titles)), titles)
     ax.set_xlabel("training and validation images of …")
     ax.set_ylabel("test images of …")
-    ax.set_title("Test images of one task found in the training data of another, %", fontsize=11)
+    ax.set_title(title, fontsize=11)
     return figure
 
 # %% ../../nbs/63_figures.ipynb #change-cells
