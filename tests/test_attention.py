@@ -12,7 +12,7 @@ from toy import CPU, frames, sources, trainer
 from vl12in1.study.attention import (STREAMS, attention_example, attention_figure, attention_table, by_head, entropy, first_right,
                                      groups, head_measures, heads_figure, join_pieces, measures, own_pairs, per_word, sampled)
 from vl12in1.tasks import TASKS
-from vl12in1.training.batches import Examples
+from vl12in1.examples.batches import Examples
 
 
 @pytest.fixture(scope="module")

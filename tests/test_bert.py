@@ -12,7 +12,7 @@ from vl12in1.model.heads import TwelveInOne
 from vl12in1.model.pretraining import Pretraining
 from vl12in1.model.saving import CheckpointError
 from vl12in1.model.vilbert import Batch, ViLBERTConfig
-from vl12in1.training.text import Tokenizer
+from vl12in1.examples.text import Tokenizer
 
 transformers = pytest.importorskip("transformers", reason="the extra vl12in1[bert] is not installed")
 PIECES = ("[PAD] [UNK] [CLS] [SEP] [MASK] a b c d e ##a ##b ##c ##s the cat dog ca ##fe naive resume on mat "

@@ -12,7 +12,7 @@ from vl12in1.study.notebooks import code_view
 from vl12in1.study.results import Results
 from vl12in1.study.statistics import Comparison, holm
 from vl12in1.tasks import TASKS
-from vl12in1.training.records import write_item_scores, write_json
+from vl12in1.evaluation.records import write_item_scores, write_json
 from vl12in1.training.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]

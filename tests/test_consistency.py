@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from vl12in1.study.consistency import (by_image, consistency, content_words, fully_credited, image_scores, measures, overlap,
                                        pairs, tagger)
 from vl12in1.study.statistics import bootstrap_interval, difference
-from vl12in1.training.evaluation import vqa_accuracy
+from vl12in1.answers import vqa_accuracy
 
 WORDS = "the a is there how many red blue striped dotted small left right of cup cups ball people person bus ? Isn't w/".split()
 texts = st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join)

@@ -11,11 +11,11 @@ import torch
 from vl12in1 import corpora, world
 from vl12in1.regions import Regions, RegionStore, RegionWriter, given_boxes
 from vl12in1.tasks import TASKS
-from vl12in1.training.batches import Sources
-from vl12in1.training.contract import RULES, TaskError, check_task
-from vl12in1.training.text import AnswerVocabulary, Tokenizer, build_answers, build_wordpieces
+from vl12in1.examples.batches import Sources
+from vl12in1.evaluation.contract import RULES, TaskError, check_task
+from vl12in1.examples.text import AnswerVocabulary, Tokenizer, build_answers, build_wordpieces
 
-CHAPTER = Path(__file__).resolve().parents[1] / "nbs/58_contract.ipynb"
+CHAPTER = Path(__file__).resolve().parents[1] / "nbs/64_contract.ipynb"
 
 
 def write_store(folder, boxes):

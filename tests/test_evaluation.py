@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from vl12in1.training import evaluation
-from vl12in1.training.evaluation import (
-    agreement, exact_match, normalise_answer, recall_at, retrieval_ranks, soft_scores, text_ranks, vqa_accuracy,
-    vqa_conventions)
+from vl12in1 import answers as evaluation
+from vl12in1.answers import agreement, exact_match, normalise_answer, soft_scores, vqa_accuracy, vqa_conventions
+from vl12in1.evaluation.metrics import recall_at, retrieval_ranks, text_ranks
 
 GOLDEN = json.loads((Path(__file__).parent / "parity" / "vqa_golden.json").read_text())
 CASES = GOLDEN["scoring"]["cases"]

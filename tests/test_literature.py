@@ -12,7 +12,7 @@ from vl12in1.study.literature import (OURS, PEERS_COLUMNS, PUBLISHED, SHARED, SO
 from vl12in1.study.notebooks import code_view
 from vl12in1.study.results import Results
 from vl12in1.tasks import TASKS
-from vl12in1.training.records import write_item_scores, write_json
+from vl12in1.evaluation.records import write_item_scores, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIATURE, REAL = "the miniature world (synthetic pictures and sentences, seed 0)", "the corpora in `data/`"

@@ -13,12 +13,12 @@ from pycocotools import mask
 
 from vl12in1.corpora import verification
 from vl12in1.tasks import TASKS
-from vl12in1.training import metrics
-from vl12in1.training.evaluation import retrieval_ranks, soft_scores, vqa_accuracy
+from vl12in1.evaluation import metrics
+from vl12in1.answers import soft_scores, vqa_accuracy
 from vl12in1.corpora.answering import Choices
-from vl12in1.training.metrics import (
+from vl12in1.evaluation.metrics import (
     METRICS, caption_metrics, choice_metrics, entailment_metrics, gqa_metrics, grounding_score, nlvr2_metrics, official,
-    oracle_recall, refer_metrics, retrieval_folds, retrieval_metrics, vqa_disagreement, vqa_metrics)
+    oracle_recall, refer_metrics, retrieval_folds, retrieval_metrics, retrieval_ranks, vqa_disagreement, vqa_metrics)
 
 GOLDEN = json.loads((Path(__file__).parent / "parity" / "vqa_golden.json").read_text())["scoring"]
 CASES = pd.DataFrame(GOLDEN["cases"]).assign(uid=lambda cases: cases.index.astype(str))

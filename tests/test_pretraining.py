@@ -10,11 +10,11 @@ import toy
 from vl12in1.boxes import iou
 from vl12in1.model import Pretraining, ViLBERTConfig
 from vl12in1.regions import Regions, RegionStore, RegionWriter
-from vl12in1.training.batches import Sources, TrainingBatches
-from vl12in1.training.pretraining import (
+from vl12in1.examples.batches import Sources, TrainingBatches
+from vl12in1.training.masking import (
     CaptionPairs, Captions, Masking, hide, mask_regions, mask_words, negative_rows, pretraining_scores)
 from vl12in1.training.schedules import RoundRobin
-from vl12in1.training.text import Tokenizer
+from vl12in1.examples.text import Tokenizer
 from vl12in1.training.trainer import Feed, Trainer, TrainingConfig
 
 ORIGINAL = dict(overlap=None, mismatched_masks=True)

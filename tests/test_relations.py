@@ -8,7 +8,7 @@ from vl12in1.study.relations import (PARTNERS, REPRESENTATIVES, average_partner,
                                      relative, with_and_alone)
 from vl12in1.study.results import Results
 from vl12in1.study.statistics import difference, holm
-from vl12in1.training.records import write_item_scores, write_json
+from vl12in1.evaluation.records import write_item_scores, write_json
 
 MODELS = {run: ["+".join(groups) for groups in combinations(REPRESENTATIVES, n)] for n, run in enumerate(PARTNERS, 2)}
 

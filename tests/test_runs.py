@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 import toy
 from vl12in1.model import TwelveInOne, ViLBERTConfig
 from vl12in1.tasks import TASKS
-from vl12in1.training.records import read_item_scores, write_item_scores
+from vl12in1.evaluation.records import read_item_scores, write_item_scores
 from vl12in1.training.runs import Run, easiest_first, make_trainer, parent, part_of, read_examples, weights
 from vl12in1.training.schedules import DynamicStopAndGo
 

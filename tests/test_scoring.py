@@ -6,10 +6,10 @@ import torch
 from toy import CPU, KEYS, WORDS, sources
 from vl12in1.model import TwelveInOne, ViLBERTConfig
 from vl12in1.tasks import TASKS
-from vl12in1.training.batches import Examples, pairs
-from vl12in1.training.metrics import official
-from vl12in1.training.scoring import all_metrics, labelled, match_scores, predict
-from vl12in1.training.submissions import read_submission, write_submission
+from vl12in1.examples.batches import Examples, pairs
+from vl12in1.evaluation.metrics import official
+from vl12in1.evaluation.predict import all_metrics, labelled, match_scores, predict
+from vl12in1.evaluation.submissions import read_submission, write_submission
 
 N = 24
 HERE = [task for task in TASKS if task != "flickr30k_retrieval"]  # the toy has COCO's photographs only

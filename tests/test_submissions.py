@@ -9,7 +9,7 @@ from fuzz import change, places, spoil, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vl12in1.tasks import TASKS
-from vl12in1.training.submissions import FORMATS, SubmissionError, read_items, read_submission, write_items, write_submission
+from vl12in1.evaluation.submissions import FORMATS, SubmissionError, read_items, read_submission, write_items, write_submission
 
 UIDS = {str: ["07333408", "7333408", "n16"], int: ["458752000", "458752001", "9"]}
 IMAGES = {"coco_retrieval": "coco:{}", "flickr30k_retrieval": "flickr30k:{}"}

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, strategies as st
 
-from vl12in1.training.evaluation import normalise_answer
-from vl12in1.training.text import (
+from vl12in1.answers import normalise_answer
+from vl12in1.examples.text import (
     SPECIAL, AnswerVocabulary, Tokenizer, build_answers, build_wordpieces, most_common, read_wordpieces, split_words,
     write_wordpieces)
 

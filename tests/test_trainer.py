@@ -80,7 +80,7 @@ def test_training_learns(tmp_path):
 
 
 def test_batches_read_ahead_by_a_worker_are_the_same(tmp_path):
-    from vl12in1.training.batches import stream
+    from vl12in1.examples.batches import stream
     batches = toy.trainer(tmp_path).feeds["refcoco"].train
     ahead = stream(batches, start=2, workers=1)
     for i in (2, 3): assert torch.equal(next(ahead).features, batches[i].features)

@@ -5,10 +5,10 @@ import torch
 
 from vl12in1.model import TwelveInOne, ViLBERTConfig
 from vl12in1.regions import Regions, RegionStore, RegionWriter
-from vl12in1.training.batches import Sources
+from vl12in1.examples.batches import Sources
 from vl12in1.training.machine import Machine
 from vl12in1.training.schedules import DynamicStopAndGo, RoundRobin
-from vl12in1.training.text import AnswerVocabulary, Tokenizer
+from vl12in1.examples.text import AnswerVocabulary, Tokenizer
 from vl12in1.training.trainer import Feed, Trainer, TrainingConfig
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] red blue ball box left right is the".split()

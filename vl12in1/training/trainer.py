@@ -20,10 +20,10 @@ from tqdm import tqdm
 from ..model import TwelveInOne, ViLBERTConfig, parameter_groups
 from ..tasks import TASKS, TRAINABLE
 from .balancing import InTurn, ScaledLosses
-from .batches import Examples, TrainingBatches, stream
+from ..examples.batches import Examples, TrainingBatches, stream
 from .machine import Machine
 from .schedules import linear_warmup
-from .scoring import head_scores
+from .evaluation import head_scores
 
 # %% ../../nbs/56_trainer.ipynb #trainingconfig
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Trainer:
     def __init__(self, model, feeds: dict[str, Feed], schedule, config, folder, identity="", machine=None,
                  losses=None, gradients=None):
         """`identity` says what is being trained: a checkpoint of anything else is not continued. `losses` and `gradients`
-        balance the tasks, see chapter 54a; the paper's ways unless given."""
+        balance the tasks, see `training.balancing`; the paper's ways unless given."""
         self.machine = machine or Machine.auto()
         self.model, self.feeds, self.schedule, self.config = model.to(self.machine.device), feeds, schedule, config
         self.folder, self.identity = Path(folder), identity
