@@ -11,7 +11,8 @@ from vl12in1.model.bert import bert_pieces, bert_tensors, initialise_from_bert
 from vl12in1.model.heads import TwelveInOne
 from vl12in1.model.pretraining import Pretraining
 from vl12in1.model.saving import CheckpointError
-from vl12in1.model.vilbert import Batch, ViLBERTConfig
+from vl12in1.model.interface import Batch
+from vl12in1.model.vilbert import ViLBERTConfig
 from vl12in1.examples.text import Tokenizer
 
 transformers = pytest.importorskip("transformers", reason="the extra vl12in1[bert] is not installed")
@@ -56,8 +57,8 @@ def inputs(N=4, T=12, seed=1):
 
 def batch(tokens, mask, segments=None, R=3):
     N = len(tokens)
-    return Batch("vqa", tokens, mask, torch.randn(N, R, CONFIG.feature_dim), torch.rand(N, R, 5),
-                 torch.ones(N, R, dtype=bool), segments=segments)
+    return Batch("vqa", tokens, mask.sum(1), torch.randn(N, R, CONFIG.feature_dim), torch.rand(N, R, 5),
+                 torch.full((N,), R), segments=segments)
 
 
 def close(ours, theirs): torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -91,7 +92,7 @@ def test_masked_words(tmp_path, kind, logits):
     initialise_from_bert(model, tmp_path)
     tokens, mask, segments = inputs()
     encoded = model.encode(batch(tokens, mask, segments))
-    said = model.say(encoded.text, encoded.image, encoded.pooled).words
+    said = model.classify(encoded.text, encoded.image, encoded.pooled).words
     out = theirs(tokens, attention_mask=mask, token_type_ids=segments)[logits]
     close(said[mask], out[mask])
 

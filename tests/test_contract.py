@@ -96,6 +96,6 @@ def test_a_head_that_sees_its_neighbours_is_found(study, monkeypatch):
 def test_a_thirteenth_task_takes_less_than_sixty_lines():
     cells = json.loads(CHAPTER.read_text())["cells"]
     begin, end = (next(i for i, cell in enumerate(cells) if headline in "".join(cell["source"]))
-                  for headline in ("## The thirteenth task", "## The contract"))
+                  for headline in ("## The thirteenth task", "## What every task keeps to"))
     lines = [line for cell in cells[begin:end] if cell["cell_type"] == "code" for line in "".join(cell["source"]).splitlines()]
     assert 20 < len([line for line in lines if line.strip() and not line.startswith("#")]) < 60

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 from vl12in1.model import HEADS, Batch, Encoded, TwelveInOne, ViLBERT, ViLBERTConfig
-from vl12in1.model.vilbert import Block, attention_bias, attention_map, layer_order
+from vl12in1.model.blocks import Block, attention_bias, attention_map
+from vl12in1.model.vilbert import layer_order
 from vl12in1.tasks import TASKS
 
 CONFIG = ViLBERTConfig.miniature(task_tokens=tuple((task,) for task in TASKS))
@@ -20,13 +21,12 @@ def make(seed=0, config=CONFIG):
 def make_batch(task="vqa", N=4, T=7, R=6, seed=0):
     "Rows of different lengths; the first is full."
     g = torch.Generator().manual_seed(seed)
-    text_mask = torch.arange(T) < torch.tensor([T, 3, T - 1, 2])[:N, None]
-    region_mask = torch.arange(R) < torch.tensor([R, 2, R - 2, 1])[:N, None]
+    text_lengths, region_counts = torch.tensor([T, 3, T - 1, 2])[:N], torch.tensor([R, 2, R - 2, 1])[:N]
     head = TASKS[task].head
     targets = LABELS[head] if head in LABELS else torch.rand(SIZES.get(task, (N, R)), generator=g)
-    if head == "ground": targets = targets * region_mask
-    return Batch(task, torch.randint(1, 1000, (N, T), generator=g), text_mask, torch.randn(N, R, 64, generator=g),
-                 torch.rand(N, R, 5, generator=g), region_mask, targets)
+    if head == "ground": targets = targets * (torch.arange(R) < region_counts[:, None])
+    return Batch(task, torch.randint(1, 1000, (N, T), generator=g), text_lengths, torch.randn(N, R, 64, generator=g),
+                 torch.rand(N, R, 5, generator=g), region_counts, targets)
 
 
 def loss_of(model, batch): return model.head(batch.task).loss(model(batch), batch)
@@ -79,9 +79,8 @@ def test_order_runs_every_block_once_and_exchanges_on_time():
 def test_padding_changes_nothing(task):
     model, batch = make(), make_batch(task)
     padded = replace(
-        batch, tokens=F.pad(batch.tokens, (0, 5), value=9), text_mask=F.pad(batch.text_mask, (0, 5)),
+        batch, tokens=F.pad(batch.tokens, (0, 5), value=9),
         features=F.pad(batch.features, (0, 0, 0, 4), value=3.), spatials=F.pad(batch.spatials, (0, 0, 0, 4), value=1.),
-        region_mask=F.pad(batch.region_mask, (0, 4)),
         targets=F.pad(batch.targets, (0, 4)) if TASKS[task].head == "ground" else batch.targets)
     logits = model(batch)
     torch.testing.assert_close(model(padded)[..., :logits.shape[-1]], logits, rtol=1e-5, atol=1e-5)
@@ -98,22 +97,22 @@ def test_padded_positions_are_never_read():
 
 def test_rows_do_not_mix():
     model, batch = make(), make_batch()
-    tensors = ("tokens", "text_mask", "features", "spatials", "region_mask")
+    tensors = ("tokens", "text_lengths", "features", "spatials", "region_counts")
     alone = Batch("vqa", *(getattr(batch, name)[2:3] for name in tensors))
     torch.testing.assert_close(model(alone)[0], model(batch)[2], rtol=1e-5, atol=1e-5)
 
 
 def test_order_of_regions_does_not_matter():
-    model, batch = make(), make_batch()
+    model, batch = make(), replace(make_batch(), region_counts=torch.tensor([6, 6, 6, 6]))
     order = torch.tensor([0, 3, 1, 5, 2, 4])  # the global region stays in front
-    shuffled = replace(batch, features=batch.features[:, order], spatials=batch.spatials[:, order],
-                       region_mask=batch.region_mask[:, order])
+    shuffled = replace(batch, features=batch.features[:, order], spatials=batch.spatials[:, order])
+    assert not torch.equal(model.encode(shuffled).image, model.encode(batch).image)
     torch.testing.assert_close(model(shuffled), model(batch), rtol=1e-5, atol=1e-5)
 
 
 def test_rows_without_any_real_position_are_finite():
     model, batch = make(config=ViLBERTConfig.miniature()), make_batch()
-    empty = replace(batch, text_mask=torch.zeros_like(batch.text_mask), region_mask=torch.zeros_like(batch.region_mask))
+    empty = replace(batch, text_lengths=torch.zeros(4, dtype=int), region_counts=torch.zeros(4, dtype=int))
     loss_of(model, empty).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
@@ -152,7 +151,7 @@ def test_attention_map_is_what_the_block_used():
     context = (attention_map(query, key, attention_bias(mask)) @ value).transpose(1, 2).flatten(2)
     hidden = block.attention_norm(x + block.attention_out(context))
     expected = block.feed_forward_norm(hidden + block.feed_forward_out(F.gelu(block.feed_forward_in(hidden))))
-    torch.testing.assert_close(block(x, attention_bias(mask)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(block(x, query, key, value, attention_bias(mask)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_fusion():
@@ -229,7 +228,7 @@ def test_candidates_are_regions_and_the_whole_image_can_be_one():
 
 def test_permuting_candidates_permutes_their_logits():
     model, batch = make(), make_batch("visual7w", N=2)
-    batch = replace(batch, region_mask=torch.ones(2, 6, dtype=bool),
+    batch = replace(batch, region_counts=torch.tensor([6, 6]),
                     candidates=torch.tensor([[3, 1, 5, -1], [2, 4, -1, -1]]),
                     targets=torch.tensor([[0, 1, .3, 0], [1, 0, 0, 0]]))
     order = torch.tensor([2, 3, 0, 1])

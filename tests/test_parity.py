@@ -37,8 +37,8 @@ class Fixture:
 
     def batch(self, task, rows=slice(None)) -> Batch:
         "Some rows of the inputs as a batch of one task."
-        return Batch(task, self.inputs("input_ids")[rows], self.text_mask[rows], self.inputs("features")[rows],
-                     self.inputs("spatials")[rows], self.region_mask[rows], segments=self.inputs("segment_ids")[rows])
+        return Batch(task, self.inputs("input_ids")[rows], self.text_mask[rows].sum(1), self.inputs("features")[rows],
+                     self.inputs("spatials")[rows], self.region_mask[rows].sum(1), segments=self.inputs("segment_ids")[rows])
 
     def encode(self) -> Encoded:
         "Every row by itself, with its own task token, put together again."
@@ -106,7 +106,7 @@ def task_heads(f):
 
 def masked_heads_of_the_task_model(f):
     "The published task model keeps the heads of pre-training; ours are in the pre-training model."
-    said = f.pretraining.say(f.encoded.text, f.encoded.image, f.encoded.pooled)
+    said = f.pretraining.classify(f.encoded.text, f.encoded.image, f.encoded.pooled)
     yield "out.linguisic_prediction", said.words, f.asked_mask[..., None]
     yield "out.vision_prediction", said.regions, f.region_mask[..., None]
 
@@ -114,7 +114,7 @@ def masked_heads_of_the_task_model(f):
 def pretraining_logits(f):
     "The pre-training model, which has no task token."
     encoded = f.pretraining.encode(f.batch("pretraining"))
-    said = f.pretraining.say(encoded.text, encoded.image, encoded.pooled)
+    said = f.pretraining.classify(encoded.text, encoded.image, encoded.pooled)
     yield "pretrain.out.lm_logits", said.words, f.text_mask[..., None]
     yield "pretrain.out.region_logits", said.regions, f.region_mask[..., None]
     yield "pretrain.out.alignment_logits", said.alignment, EVERYWHERE

@@ -10,7 +10,8 @@ import toy
 from vl12in1.boxes import iou
 from vl12in1.model import Pretraining, ViLBERTConfig
 from vl12in1.regions import Regions, RegionStore, RegionWriter
-from vl12in1.examples.batches import Sources, TrainingBatches
+from vl12in1.examples.batches import Sources
+from vl12in1.training.feed import TrainingBatches
 from vl12in1.training.masking import (
     CaptionPairs, Captions, Masking, hide, mask_regions, mask_words, negative_rows, pretraining_scores)
 from vl12in1.training.schedules import RoundRobin

@@ -7,7 +7,7 @@ import torch
 from toy import CPU, KEYS, sources, trainer
 from vl12in1.study.probes import (PROPERTIES, SIZES, askable, found_objects, last_layers, majorities, majority, probe, probe_layers,
                                   probe_training, probes_figure, probes_table, questions, region_vectors, relation, said_once,
-                                  some_objects, watching)
+                                  silent_batch, some_objects)
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +66,18 @@ def test_vectors_are_those_of_the_regions(toy):
         np.testing.assert_allclose(vectors["input"][i, 8:12], found.boxes[objects.region[i] - 1] / 100, rtol=1e-5)
 
 
-def test_hooks_are_removed_even_after_an_error(toy):
-    _, model, _ = toy
-    with pytest.raises(ZeroDivisionError), watching(model.encoder): 1 / 0
-    assert not any(module._forward_hooks for module in model.modules())
+def test_states_are_kept_only_where_they_are_asked_for(toy):
+    shared, model, _ = toy
+    batch = silent_batch("vqa", KEYS[:2], shared)
+    asked, plain = model.encode(batch, states=True), model.encode(batch)
+    assert plain.image_states is None and plain.attention is None and asked.attention is None
+    assert torch.equal(asked.image_states["block 2"], plain.image)
 
 
 def test_watching_changes_nothing_and_sees_every_layer(toy):
     shared, model, objects = toy
     vectors = region_vectors(model, "vqa", objects, shared, CPU)
-    assert list(vectors) == ["input", "embeddings", *[f"{kind} {i}" for i in (1, 2) for kind in ("exchange", "block")]]
+    assert list(vectors) == ["input", "embeddings", *[f"{kind} {i}" for i in (1, 2) for kind in ("co-attention", "block")]]
     again = region_vectors(model, "vqa", objects, shared, CPU)
     assert all((vectors[layer] == again[layer]).all() for layer in vectors)
 
@@ -84,7 +86,7 @@ def test_the_task_is_heard_after_the_embeddings_only(toy):
     shared, model, objects = toy
     one, other = (region_vectors(model, task, objects, shared, CPU) for task in ("vqa", "refcoco"))
     assert (one["embeddings"] == other["embeddings"]).all()
-    assert not (one["exchange 1"] == other["exchange 1"]).all()
+    assert not (one["co-attention 1"] == other["co-attention 1"]).all()
 
 
 def test_what_corpora_do_not_describe_is_left_out(toy):

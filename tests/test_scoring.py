@@ -6,9 +6,9 @@ import torch
 from toy import CPU, KEYS, WORDS, sources
 from vl12in1.model import TwelveInOne, ViLBERTConfig
 from vl12in1.tasks import TASKS
-from vl12in1.examples.batches import Examples, pairs
+from vl12in1.examples.batches import Examples
 from vl12in1.evaluation.metrics import official
-from vl12in1.evaluation.predict import all_metrics, labelled, match_scores, predict
+from vl12in1.evaluation.predict import all_metrics, labelled, predict
 from vl12in1.evaluation.submissions import read_submission, write_submission
 
 N = 24
@@ -134,8 +134,11 @@ def test_late_pairing_scores_as_pair_by_pair(shared, model, batch_size):
     frame = split("coco_retrieval", shared)
     frame["text"] = [" ".join(text.split()[:1 + i % 4]) for i, text in enumerate(frame.text)]  # of several lengths
     examples = Examples("coco_retrieval", frame, shared)
-    scores, own, keys = match_scores(model.eval(), examples, CPU, batch_size)
+    predictions, keys = predict(model.eval(), examples, CPU, batch_size), KEYS[:6]
     with torch.inference_mode():
-        alone = [[model(pairs(examples, [row], [key])).item() for key in keys] for row in range(N)]
-    np.testing.assert_allclose(scores, alone, rtol=1e-4, atol=1e-5)
-    assert [keys[column] for column in own] == [key for (key,) in frame.images]
+        alone = [[model(examples.pairs([row], [key])).item() for key in keys] for row in range(N)]
+    np.testing.assert_allclose(np.stack(predictions.scores), alone, rtol=1e-4, atol=1e-5)
+    best = [keys[row.argmax()] for row in np.stack(predictions.scores)]
+    assert [ranking[0] for ranking in predictions.prediction] == best
+    own = [key for (key,) in frame.images]
+    assert predictions.score.tolist() == [float(first == key) for first, key in zip(best, own)]

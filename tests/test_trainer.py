@@ -15,14 +15,13 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import toy
-from vl12in1.training import trainer as module
 trainer = toy.trainer(Path({folder!r}), checkpoint_every=3)
-step, left = module.step, [{steps}]
+descend, left = trainer.descend, [{steps}]
 def fatal(*args):
     if not left[0]: os.kill(os.getpid(), signal.SIGKILL)
     left[0] -= 1
-    step(*args)
-module.step = fatal
+    descend(*args)
+trainer.descend = fatal
 trainer.run()
 """
 
@@ -62,11 +61,10 @@ def test_a_checkpoint_of_another_run_is_not_continued(tmp_path, undisturbed):
 
 
 def test_a_step_of_one_task_leaves_other_heads_alone(tmp_path):
-    from vl12in1.training.trainer import step
     trainer = toy.trainer(tmp_path)
-    for task in trainer.feeds: step(trainer, task, trainer.feeds[task].train[0])
+    for task in trainer.feeds: trainer.descend(task, trainer.feeds[task].train[0])
     before = weights(trainer)
-    step(trainer, "vqa", trainer.feeds["vqa"].train[1])
+    trainer.descend("vqa", trainer.feeds["vqa"].train[1])
     moved = {name.split(".")[1] for name, tensor in weights(trainer).items()
              if name.startswith("heads.") and not torch.equal(tensor, before[name])}
     assert moved == {"answer_vqa"}
@@ -80,7 +78,7 @@ def test_training_learns(tmp_path):
 
 
 def test_batches_read_ahead_by_a_worker_are_the_same(tmp_path):
-    from vl12in1.examples.batches import stream
+    from vl12in1.training.feed import stream
     batches = toy.trainer(tmp_path).feeds["refcoco"].train
     ahead = stream(batches, start=2, workers=1)
     for i in (2, 3): assert torch.equal(next(ahead).features, batches[i].features)

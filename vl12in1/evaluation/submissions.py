@@ -234,7 +234,7 @@ def read_items(path) -> dict[str, pd.DataFrame]:
     items = pd.read_csv(path, dtype=dict(uid=str, prediction=str), keep_default_na=False, na_values={"score": [""]})
 
     def restored(task, text):
-        said = text if TASKS[task].head == "answer" else json.loads(text)
+        said = text if TASKS[task].vocabulary else json.loads(text)
         return tuple(said) if isinstance(said, list) else said
     return {task: pd.DataFrame(dict(uid=part.uid.tolist(), score=part.score.tolist(),
                                     prediction=[restored(task, text) for text in part.prediction]))

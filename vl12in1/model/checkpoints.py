@@ -18,12 +18,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from .blocks import initialise
 from .heads import TwelveInOne
 from .names import (PRETRAINING_HEADS, TASK_HEADS, canonical_names, published_config, published_modules,
                                  published_tensors, read_config, to_published_config, why_dropped)
 from .pretraining import REGION_LOSSES, Pretraining
 from .saving import CheckpointError, open_tensors, write_tensors
-from .vilbert import ViLBERTConfig, initialise, published_task_tokens
+from .vilbert import ViLBERTConfig, published_task_tokens
 
 # %% ../../nbs/47_checkpoints.ipynb #kind-of
 ANSWERS = {"vqa": ("vil_prediction.logit_fc.3.weight", 3129), "gqa": ("vil_prediction_gqa.logit_fc.3.weight", 1533)}

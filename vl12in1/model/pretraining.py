@@ -7,32 +7,45 @@ __all__ = ['REGION_LOSSES', 'PretrainingBatch', 'PretrainingLogits', 'Transform'
            'feature_loss', 'contrast_loss', 'Pretraining']
 
 # %% ../../nbs/45_pretraining.ipynb #4af73e16
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .blocks import initialise
+from .interface import Batch, EncoderConfig
 from .saving import SavedModel
-from .vilbert import Batch, ViLBERT, ViLBERTConfig, initialise
 
 # %% ../../nbs/45_pretraining.ipynb #pretrainingbatch
 @dataclass(kw_only=True)
 class PretrainingBatch(Batch):
-    "N pictures, each with a caption, and what has been hidden of both."
-    words: torch.Tensor                     # (N, T) int64 piece that stood here, -1 where nothing is asked
-    regions: torch.Tensor                   # (N, R) bool, True where the region is asked for; never row 0, the whole picture
-    contents: torch.Tensor                  # (N, R, C) float32 what was there: class distribution, or feature, of each region
-    mismatched: torch.Tensor                # (N,) int64, 1 if the caption is another picture's
-    negatives: torch.Tensor | None = None   # (S, K) int64 rows of the flattened (N * R) contents, for the contrastive target
+    """N pictures, each with a caption, and what has been hidden of both.
+
+    - `words`: (N, T) int64 piece that stood here, -1 where nothing is asked
+    - `regions`: (N, R) bool, True where the region is asked for; never row 0, the whole picture
+    - `contents`: (N, R, C) float32, what was there: class distribution, or feature, of each region
+    - `mismatched`: (N,) int64, 1 if the caption is another picture's
+    - `negatives`: (S, K) int64 rows of the flattened (N * R) contents, for the contrastive target
+    """
+    words: torch.Tensor
+    regions: torch.Tensor
+    contents: torch.Tensor
+    mismatched: torch.Tensor
+    negatives: torch.Tensor | None = None
 
 # %% ../../nbs/45_pretraining.ipynb #pretraininglogits
 @dataclass
 class PretrainingLogits:
-    "What the three heads say of a batch."
-    words: torch.Tensor      # (S, vocabulary)
-    regions: torch.Tensor    # (S', C)
-    alignment: torch.Tensor  # (N, 2): belongs together, does not
+    """Outputs of the three heads for a batch.
+
+    - `words`: (S, vocabulary)
+    - `regions`: (S', C)
+    - `alignment`: (N, 2), belongs together or does not
+    """
+    words: torch.Tensor
+    regions: torch.Tensor
+    alignment: torch.Tensor
 
 # %% ../../nbs/45_pretraining.ipynb #transform
 class Transform(nn.Module):
@@ -46,11 +59,11 @@ class Transform(nn.Module):
 
 # %% ../../nbs/45_pretraining.ipynb #wordhead
 class WordHead(nn.Module):
-    "Text vectors (…, text_hidden) and the table of word embeddings (V, text_hidden) -> logits (…, V)."
+    "Text vectors (…, text width) and the table of word embeddings (V, text width) -> logits (…, V)."
 
     def __init__(self, config):
         super().__init__()
-        self.transform, self.bias = Transform(config.text_hidden), nn.Parameter(torch.zeros(config.vocab_size))
+        self.transform, self.bias = Transform(config.text_width), nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, x, table): return F.linear(self.transform(x), table, self.bias)
 
@@ -84,31 +97,30 @@ REGION_LOSSES = {"classes": class_loss, "features": feature_loss, "contrast": co
 class Pretraining(nn.Module, SavedModel):
     "`PretrainingBatch` -> `PretrainingLogits`; also its own head, as the trainer understands the word."
 
-    def __init__(self, config: ViLBERTConfig, classes: int, region_target: str = "classes"):
+    def __init__(self, config: EncoderConfig, classes: int, region_target: str = "classes"):
         "`classes` of the detector, background included; `region_target` is a key of `REGION_LOSSES`."
         super().__init__()
         if region_target not in REGION_LOSSES: raise ValueError(f"region_target {region_target!r}: not in {list(REGION_LOSSES)}")
         self.config, self.classes, self.region_target = replace(config, task_tokens=()), classes, region_target
         outputs = classes if region_target == "classes" else config.feature_dim
-        self.encoder = ViLBERT(self.config)
+        self.encoder = self.config.encoder()
         self.heads = nn.ModuleDict(dict(
-            words=WordHead(config), alignment=nn.Linear(config.co_hidden, 2),
-            regions=nn.Sequential(Transform(config.image_hidden), nn.Linear(config.image_hidden, outputs))))
+            words=WordHead(config), alignment=nn.Linear(config.pooled_width, 2),
+            regions=nn.Sequential(Transform(config.image_width), nn.Linear(config.image_width, outputs))))
         self.heads.apply(lambda module: initialise(module, config.initializer_range))
 
-    def settings(self): return dict(config=asdict(self.config), classes=self.classes, region_target=self.region_target)
+    def settings(self): return dict(config=self.config.to_dict(), classes=self.classes, region_target=self.region_target)
 
-    def encode(self, batch, attention=False): return self.encoder(batch, attention)
+    def encode(self, batch, **looks): return self.encoder(batch, **looks)
 
-    def say(self, text, image, pooled) -> PretrainingLogits:
-        "What the heads make of any text (…, text_hidden), image (…, image_hidden) and pooled vectors (N, co_hidden)."
-        table = self.encoder.text_embeddings.words.weight
-        return PretrainingLogits(self.heads.words(text, table).float(), self.heads.regions(image).float(),
-                                 self.heads.alignment(pooled).float())
+    def classify(self, text, image, pooled) -> PretrainingLogits:
+        "Outputs of the heads for any text, image and pooled vectors, (…, their width)."
+        words = self.heads.words(text, self.encoder.word_table())
+        return PretrainingLogits(words.float(), self.heads.regions(image).float(), self.heads.alignment(pooled).float())
 
     def forward(self, batch):
         encoded = self.encode(batch)
-        return self.say(encoded.text[batch.words >= 0], encoded.image[batch.regions], encoded.pooled)
+        return self.classify(encoded.text[batch.words >= 0], encoded.image[batch.regions], encoded.pooled)
 
     def head(self, task): return self
 

@@ -18,6 +18,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from .interface import EncoderConfig
+
 # %% ../../nbs/43_saving.ipynb #84c135b5
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="IProgress not found")  # where a notebook has no widgets for progress bars
@@ -162,6 +164,7 @@ class SavedModel(ModelHubMixin, library_name="vl12in1", tags=["vision-language",
                    local_files_only=local_files_only, token=token)
         path = Path(model_id) / "model.safetensors"
         if not path.parent.is_dir(): path = hf_hub_download(model_id, "model.safetensors", **hub)
+        if "config" in settings: settings["config"] = EncoderConfig.from_dict(settings["config"])
         with torch.device("meta"): model = cls(**settings)
         fill(model, open_tensors(path))
         return model.eval()

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from ..boxes import iou, to_fractions
 from ..tasks import TASKS
 from ..answers import soft_scores
-from ..evaluation.predict import ANSWER_METRICS
+from ..answers import ANSWER_METRICS
 
 # %% ../../nbs/73_baselines.ipynb #bag-of-words
 def bag_of_words(model):

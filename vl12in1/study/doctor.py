@@ -19,7 +19,8 @@ import torch
 from .. import corpora
 from ..cleaning import images_of
 from ..corpora import CorpusError, RELEASES
-from ..model import TwelveInOne, ViLBERTConfig
+from ..model import HEADS, PRESETS, TwelveInOne
+from ..model.interface import EncoderConfig
 from ..regions import RegionStore, StoreError, find_features
 from .notebooks import settings
 from ..tasks import TASKS
@@ -78,16 +79,11 @@ def _examine(root, corpus, row, pictures, regions) -> dict:
                 images=len(images), pictures=share(pictures), regions=share(regions), problem="")
 
 # %% ../../nbs/80_doctor.ipynb #training-bytes
-def training_bytes(model: ViLBERTConfig, answers: dict[str, int], regions: int, batch_fraction=1.) -> tuple[int, float]:
+def training_bytes(model: EncoderConfig, answers: dict[str, int], regions: int, batch_fraction=1.) -> tuple[int, float]:
     """Parameters of the model of all tasks, and about how many bytes training it takes: 16 per parameter (float32 weight,
     gradient, AdamW's two moments) and activations. `answers`: sizes of the vocabularies; `regions` per image."""
     with torch.device("meta"): parameters = sum(p.numel() for p in TwelveInOne(model, answers).parameters())
-    widths = model.text_layers * model.text_hidden, model.image_layers * model.image_hidden
-    exchanges = len(model.text_connections)
-    text, image = (width + exchanges * hidden for width, hidden in zip(widths, (model.text_hidden, model.image_hidden)))
-    rows = {"match": 4, "pair": 2}  # pairs of text and picture in an example
-    batch = max(task.batch_size * rows.get(task.head, 1) * (task.text_length * text + regions * image)
-                for task in TASKS.values())
+    batch = max(task.batch_size * HEADS[task.head].rows * model.activations(task.text_length, regions) for task in TASKS.values())
     return parameters, 16 * parameters + 4 * 16 * batch * batch_fraction
 
 # %% ../../nbs/80_doctor.ipynb #open-regions
@@ -140,7 +136,7 @@ def _size(study, sizes, store) -> tuple[str, str]:
     regions, chosen = round(made["regions"] / made["images"]), dict(study["model"])
     known = dict(vocab_size=study["text"]["word_pieces"], task_tokens=tuple((task,) for task in TASKS))
     if made["feature_dim"]: known["feature_dim"] = made["feature_dim"]
-    model = getattr(ViLBERTConfig, chosen.pop("preset"))(**known | chosen)
+    model = PRESETS[chosen.pop("preset")](**known | chosen)
     parameters, size = training_bytes(model, sizes, regions + 1, study["training"]["common"]["batch_fraction"])
     runs = [Run.of(name, entry) for name, entry in (study["runs"] | study["curricula"]).items()]
     trained = sum(len(run.tasks()) * study["seeds"][run.seeds] for run in runs)

@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'SIZES', 'PROPERTIES', 'LINES', 'some_objects', 'found_objects', 'said_once', 'common_names', 'neighbours',
-           'relation', 'questions', 'watching', 'silent_batch', 'region_vectors', 'probe_training', 'probe', 'majority',
-           'scored', 'askable', 'probe_layers', 'majorities', 'probes_figure', 'probe_panel', 'probes_table',
-           'last_layers']
+           'relation', 'questions', 'silent_batch', 'region_vectors', 'probe_training', 'probe', 'majority', 'scored',
+           'askable', 'probe_layers', 'majorities', 'probes_figure', 'probe_panel', 'probes_table', 'last_layers']
 
 # %% ../../nbs/83_probes.ipynb #ca606619
 from collections import Counter
-from contextlib import contextmanager
 from itertools import product
 
 import numpy as np
@@ -22,11 +20,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ..boxes import iou, to_fractions
-from ..model.vilbert import Batch
+from ..model.interface import Batch, pad
 from .attention import empty_figure
 from .statistics import bootstrap_interval
 from ..tasks import TASKS
-from ..examples.batches import image_regions, pad
+from ..examples.batches import image_regions
 
 # %% ../../nbs/83_probes.ipynb #some-objects
 def some_objects(objects, limit=3000, per_picture=8, seed=0) -> pd.DataFrame:
@@ -91,29 +89,13 @@ def questions(objects, categories=10) -> dict[str, tuple[np.ndarray, np.ndarray]
     return {name: (rows[:, None], values[rows]) for name, (rows, values) in known.items()} | {
         "relation": (couples, relation(*boxes[couples].transpose(1, 0, 2)))}
 
-# %% ../../nbs/83_probes.ipynb #watching
-@contextmanager
-def watching(encoder):
-    "Inside, layer of the image stream -> what it computed for the last batch, (N, R, width), in the order of computation."
-    states = {}
-    def embeddings(module, inputs, output): states.update(input=torch.cat(inputs, -1), embeddings=output)
-    hooks = [encoder.image_embeddings.register_forward_hook(embeddings)]
-    for i, layer in enumerate(encoder.co_layers, 1):
-        hooks.append(layer.register_forward_hook(lambda module, inputs, output, i=i: states.update({f"exchange {i}": output[1]})))
-    for i, layer in enumerate(encoder.image_layers, 1):
-        hooks.append(layer.register_forward_hook(lambda module, inputs, output, i=i: states.update({f"block {i}": output})))
-    try: yield states
-    finally:
-        for hook in hooks: hook.remove()
-
 # %% ../../nbs/83_probes.ipynb #silent-batch
 def silent_batch(task, keys, sources) -> Batch:
     "Pictures (image keys) of a task, with a text of no words."
     features, spatials = zip(*[image_regions(sources, key) for key in keys])
-    padded, mask = pad(features)
+    padded, counts = pad(features)
     tokens = torch.tensor([[sources.tokenizer.first, sources.tokenizer.last]]).expand(len(keys), -1)
-    return Batch(task=task, tokens=tokens, text_mask=torch.ones_like(tokens, dtype=torch.bool), features=padded,
-                 spatials=pad(spatials)[0], region_mask=mask)
+    return Batch(task, tokens, torch.full((len(keys),), 2), padded, pad(spatials)[0], counts)
 
 @torch.inference_mode()
 def region_vectors(model, task, objects, sources, machine, batch_size=64) -> dict[str, np.ndarray]:
@@ -122,7 +104,7 @@ def region_vectors(model, task, objects, sources, machine, batch_size=64) -> dic
     for some in np.split(keys, range(batch_size, len(keys), batch_size)):
         group = objects[objects.image.isin(some)]
         place, row = pd.Index(some).get_indexer(group.image), group.region.to_numpy(int)
-        with watching(model.encoder) as states: model.encode(silent_batch(task, some, sources).to(machine.device))
+        states = model.encode(silent_batch(task, some, sources).to(machine.device), states=True).image_states
         parts.append({layer: state.float().cpu().numpy()[place, row] for layer, state in states.items()})
     return {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
 

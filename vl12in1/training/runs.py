@@ -17,7 +17,8 @@ import torch
 from ..model.heads import TOKENS, with_tokens
 from ..tasks import GROUPS, TASKS
 from .balancing import GRADIENTS, LOSSES
-from ..examples.batches import Examples, generator
+from ..examples.batches import Examples
+from .feed import generator
 from .schedules import Curriculum, DynamicStopAndGo, Proportional, RoundRobin
 from .trainer import Feed, Trainer, TrainingConfig
 
