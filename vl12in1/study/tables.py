@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['MULTITASK_ROWS', 'PRETRAINING_ROWS', 'COLUMNS', 'TEST_SPLITS', 'METRICS_COLUMNS', 'data_name', 'scores_row',
            'scores_table', 'compare', 'missing', 'cell', 'with_interval', 'differences', 'probability', 'readable',
-           'summary', 'pretraining_scores_table', 'printed', 'metrics_table', 'write_table', 'markdown']
+           'summary', 'pretraining_scores_table', 'printed', 'metrics_table', 'write_table', 'markdown', 'legend']
 
 # %% ../../nbs/76_tables.ipynb #10a036c1
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 
+from .notebooks import root
 from .results import side_by_side
 from .statistics import difference, estimate, holm
 from ..tasks import GROUPS, TASKS
@@ -157,3 +159,19 @@ def markdown(table) -> str:
     cells = table.map(cell).reset_index()
     lines = [cells.columns, [":--"] + ["--:"] * (cells.shape[1] - 1), *cells.to_numpy()]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+# %% ../../nbs/76_tables.ipynb #legend
+def legend(
+    notebook: str,        # name of a study notebook
+    tag: str = "legend",  # the tag of its text cell
+    **values,             # placeholder -> what stands in its place
+) -> str:
+    "The legend that a study notebook holds, with its `{placeholders}` filled."
+    path = root() / "nbs/study" / f"{notebook}.ipynb"
+    cells = json.loads(path.read_text())["cells"]
+    texts = ["".join(cell["source"]) for cell in cells if tag in cell["metadata"].get("tags", [])]
+    if len(texts) != 1: raise ValueError(f"{path}: {len(texts)} cells are tagged {tag!r}; tag exactly one")
+    placeholders = set(re.findall(r"{(\w+)}", texts[0]))
+    if different := sorted(placeholders ^ values.keys()):
+        raise ValueError(f"{path}: {', '.join(different)}: not both in the cell tagged {tag!r} and among the values")
+    return re.sub(r"{(\w+)}", lambda found: str(values[found[1]]), texts[0])
