@@ -10,7 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from .detector import picture_size, read_picture
-from .store import RegionStore, RegionWriter, StoreError
+from .store import RegionStore, StoreError
+from .writing import RegionWriter
 
 # %% ../../nbs/35_extraction.ipynb #picture-batches
 def picture_batches(images: dict, batch_size: int, done=(), ahead: int = 16):

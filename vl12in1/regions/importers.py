@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from ..boxes import to_fractions, xywh_to_xyxy
 from .published import Record, Source, open_source
-from .store import Regions, RegionWriter, StoreError
+from .store import Regions, StoreError
+from .writing import RegionWriter
 
 # %% ../../nbs/32_importers.ipynb #canonical-key
 _COCO, _GENOME = ("coco", r"(?:coco_[a-z]+\d+_)?0*(\d+)"), ("visual_genome", r"(?:vg_|gqa_|v7w_)?0*(n?\d+)")
