@@ -88,7 +88,7 @@ def _paint(canvas, thing: Thing, rng):
     canvas.paste(filling, (x1, y1), shape.point(lambda grey: 255 * (grey == FILLING)))
 
 # %% ../../nbs/11_photos.ipynb #field
-GROUNDS = {  # color, grain (width and height of a blotch in pixels), contrast
+GROUNDS = {  # colour, grain (width and height of a blotch in pixels), contrast
     "grass": ((186, 214, 166), (2, 7), 13),
     "sand": ((232, 216, 184), (1, 1), 11),
     "snow": ((238, 243, 249), (16, 12), 7),

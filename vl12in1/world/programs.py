@@ -110,7 +110,7 @@ def _either_pair(known, rng):
 
 # %% ../../nbs/13a_programs.ipynb #compared
 def _compared(known, rng, wanted):
-    "Values for a thing and one that shares color or texture with it, and for one that does not; or None."
+    "Values for a thing and one that shares colour or texture with it, and for one that does not; or None."
     kind, first = pick(rng, ("color", "texture")), int(rng.integers(len(known.things)))
     told = WORDS[kind]
     others = [index for index in range(len(known.things)) if index != first]

@@ -54,7 +54,7 @@ def yes_no(holds) -> str:
 
 # %% ../../nbs/13_questions.ipynb #shared
 def shared(a: int, b: int, known: Facts) -> list[str]:
-    "The aspects (color, pattern, size) that things `a` and `b` have in common."
+    "The aspects (`color`, `pattern`, `size`) that things `a` and `b` have in common."
     first, second = known.things[a], known.things[b]
     return [aspect for aspect, kind in SPELLINGS["aspect"].items() if getattr(first, kind) == getattr(second, kind)]
 

@@ -92,7 +92,7 @@ def _misremembered(phrase, rng):
 
 
 def web_caption(scene, rng) -> str:
-    "Noisy alt text: few attributes, filler before or after, sometimes a wrong color."
+    "Noisy alt text: few attributes, filler before or after, sometimes a wrong colour."
     known = facts(scene)
     template, values = _caption(known, rng, .25)
     if coin(rng, .125):

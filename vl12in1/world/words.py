@@ -273,7 +273,7 @@ def _singled_out(index, known, always, optional):
 
 
 def looks(thing) -> tuple[str, str, str]:
-    "Size, texture and color of a thing."
+    "Size, texture and colour of a thing."
     return thing.size, thing.texture, thing.color
 
 
@@ -285,7 +285,7 @@ def combinations_of(words):
 
 @lru_cache(maxsize=4096)
 def names(known: Facts) -> tuple[tuple[Phrase, ...], ...]:
-    "Per thing, its shortest phrases of category, size, texture and color that fit nothing else; perhaps none."
+    "Per thing, its shortest phrases of category, size, texture and colour that fit nothing else; perhaps none."
     return tuple(_singled_out(index, known, (thing.category,), combinations_of(looks(thing)))
                  for index, thing in enumerate(known.things))
 
