@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .cleaning import leak_report
+from .leaks import leak_report
 from .corpora import CorpusError, identity
 from .model import CheckpointError, Pretraining, TwelveInOne
 from .model.checkpoints import PARTS, canonical_names, inspect, kind_of, read_published, write_published
