@@ -85,10 +85,10 @@ def refused(*paths, contains=""):
 # ---- there and back
 
 MODELS = {
-    "two exchanges, sum": lambda: task_model(text_connections=(0, 1), image_connections=(0, 1), fusion="sum"),
-    "one exchange": lambda: task_model(),
-    "no exchange": lambda: task_model(text_connections=(), image_connections=()),
-    "late exchange": lambda: task_model(text_layers=4, image_layers=3, text_connections=(3,), image_connections=(2,)),
+    "two co-attention blocks, sum": lambda: task_model(text_connections=(0, 1), image_connections=(0, 1), fusion="sum"),
+    "one co-attention block": lambda: task_model(),
+    "no co-attention": lambda: task_model(text_connections=(), image_connections=()),
+    "late co-attention": lambda: task_model(text_layers=4, image_layers=3, text_connections=(3,), image_connections=(2,)),
     "no blocks": lambda: task_model(text_layers=0, image_layers=0, text_connections=(), image_connections=()),
     "one segment": lambda: task_model(segments=1, dropout=0.0, attention_dropout=.2, initializer_range=.5),
     "other sizes": lambda: task_model(text_hidden=10, text_heads=5, text_feed_forward=3, co_hidden=12, vocab_size=29),
