@@ -676,6 +676,12 @@ def test_a_model_that_is_too_large_names_its_configuration():
     with refused("configuration"): read_published(state, config | {"v_target_size": 2 ** 62})
 
 
+@pytest.mark.parametrize("key", ["num_hidden_layers", "v_num_hidden_layers"])
+def test_no_more_blocks_are_built_than_there_are_tensors(key):
+    state, config = to_published(task_model())
+    refused_configuration(state, config | {key: 10 ** 12}, f"config.json: {key} is 1000000000000, but the file has {len(state)} tensors")
+
+
 @pytest.mark.parametrize("config", ["missing.json", "."])
 def test_configurations_that_cannot_be_read(config):
     weights = save(to_published(task_model())[0], "bin")

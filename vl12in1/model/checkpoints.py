@@ -19,7 +19,7 @@ from .heads import TwelveInOne
 from .names import (PRETRAINING_HEADS, TASK_HEADS, canonical_names, published_config, published_modules,
                                  published_tensors, to_published_config, why_dropped)
 from .pretraining import REGION_LOSSES, Pretraining
-from .saving import CheckpointError, open_tensors, read_json, write_tensors
+from .saving import CheckpointError, check_depth, open_tensors, read_json, write_tensors
 from .vilbert import ViLBERTConfig, initialise, published_task_tokens
 
 # %% ../../nbs/47_checkpoints.ipynb #kind-of
@@ -143,6 +143,7 @@ def without_contents(into, config, shapes, fresh=(), vocabularies=None):
         content = read_json(config)
         try: return without_contents(into, content, shapes, fresh, vocabularies)
         except CheckpointError as error: raise CheckpointError(f"{config}{str(error).removeprefix('configuration')}") from None
+    check_depth(config, shapes, "configuration")
     encoder = encoder_config(config, shapes)
     more = pretraining_arguments(config, shapes) if into is Pretraining else task_arguments(shapes, fresh, vocabularies)
     try:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'CheckpointError', 'Tensors', 'open_tensors', 'write_tensors', 'Assets', 'read_text', 'read_json',
-           'SavedModel']
+           'check_depth', 'SavedModel']
 
 # %% ../../nbs/43_saving.ipynb #e403ac17
 import json
@@ -171,7 +171,8 @@ def read_json(path, kind: type = dict):
 
 # %% ../../nbs/43_saving.ipynb #write-assets
 def write_assets(assets: Assets, folder: Path):
-    "Writes what `read_assets` reads: `vocab.txt`, `answers_<vocabulary>.json`, `origin.json`."
+    "Writes what `read_assets` reads: `vocab.txt`, `answers_<vocabulary>.json`, `origin.json`; of another model's words none stay."
+    for path in [folder / "vocab.txt", *folder.glob("answers_*.json")]: path.unlink(missing_ok=True)
     if assets.pieces: (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in assets.pieces), encoding="utf-8")
     for vocabulary, answers in assets.answers.items():
         text = json.dumps(answers, ensure_ascii=False, indent=0)
@@ -210,6 +211,13 @@ def check_lengths(assets: Assets, settings: dict, folder: Path):
     for name, (words, width, table) in widths.items():
         if words and len(words) != width:
             raise CheckpointError(f"{folder / name}: {len(words)} entries, but {table}: not the files of one model")
+
+# %% ../../nbs/43_saving.ipynb #check-depth
+def check_depth(config, shapes, source):
+    "CheckpointError if a configuration (of JSON's kind) asks for more blocks than there are tensors in a file (name -> shape)."
+    for name, number in config.items() if isinstance(config, dict) else ():
+        if name.endswith("layers") and isinstance(number, int) and number > max(100, len(shapes)):
+            raise CheckpointError(f"{source}: {name} is {number}, but the file has {len(shapes)} tensors; get it again")
 
 # %% ../../nbs/43_saving.ipynb #card
 CARD = """---
@@ -260,12 +268,15 @@ class SavedModel(ModelHubMixin, library_name="vl12in1", tags=["vision-language",
     def from_pretrained(cls, source, **options):
         "The saved model, on the CPU; `options` of the hub: revision, token, local_files_only … CheckpointError if there is none."
         folder = local_folder(source, **options)
-        name = read_json(folder / "config.json").get("model")
-        if name != cls.__name__: raise CheckpointError(f"{folder / 'config.json'}: the model is a {name!r}, not a {cls.__name__!r}")
+        path = folder / "config.json"
+        settings = read_json(path)
+        name = settings.get("model")
+        if name != cls.__name__: raise CheckpointError(f"{path}: the model is a {name!r}, not a {cls.__name__!r}")
+        check_depth(settings.get("config"), open_tensors(folder / "model.safetensors").shapes, path)
         try: return super().from_pretrained(folder)
         except CheckpointError: raise
         except Exception as error:  # a damaged configuration can fail in any way
-            raise CheckpointError(f"{folder / 'config.json'}: no {name} can be built ({type(error).__name__}: {error})") from error
+            raise CheckpointError(f"{path}: no {name} can be built ({type(error).__name__}: {error})") from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, **settings):
