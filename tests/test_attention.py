@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from toy import CPU, frames, sources, trainer
-from vl12in1.study.attention import (STREAMS, attention_example, attention_figure, attention_table, by_head, entropy, first_right,
-                                     groups, head_measures, heads_figure, join_pieces, measures, own_pairs, per_word, sampled)
+from vl12in1.study.attention import (attention_example, attention_figure, first_right, groups, join_pieces, own_pairs, per_word,
+                                     sampled)
+from vl12in1.study.heads import STREAMS, attention_table, by_head, entropy, head_measures, heads_figure, measures
 from vl12in1.tasks import TASKS
 from vl12in1.examples.batches import Examples
 

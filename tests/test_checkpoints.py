@@ -85,10 +85,10 @@ def refused(*paths, contains=""):
 # ---- there and back
 
 MODELS = {
-    "two exchanges, sum": lambda: task_model(text_connections=(0, 1), image_connections=(0, 1), fusion="sum"),
-    "one exchange": lambda: task_model(),
-    "no exchange": lambda: task_model(text_connections=(), image_connections=()),
-    "late exchange": lambda: task_model(text_layers=4, image_layers=3, text_connections=(3,), image_connections=(2,)),
+    "two co-attention blocks, sum": lambda: task_model(text_connections=(0, 1), image_connections=(0, 1), fusion="sum"),
+    "one co-attention block": lambda: task_model(),
+    "no co-attention": lambda: task_model(text_connections=(), image_connections=()),
+    "late co-attention": lambda: task_model(text_layers=4, image_layers=3, text_connections=(3,), image_connections=(2,)),
     "no blocks": lambda: task_model(text_layers=0, image_layers=0, text_connections=(), image_connections=()),
     "one segment": lambda: task_model(segments=1, dropout=0.0, attention_dropout=.2, initializer_range=.5),
     "other sizes": lambda: task_model(text_hidden=10, text_heads=5, text_feed_forward=3, co_hidden=12, vocab_size=29),
@@ -674,6 +674,12 @@ def test_a_model_that_is_too_large_names_its_configuration():
     state, config = to_published(pretraining_model())
     refused_configuration(state, config | {"v_target_size": 2 ** 62}, "config.json: no such model can be built")
     with refused("configuration"): read_published(state, config | {"v_target_size": 2 ** 62})
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "v_num_hidden_layers"])
+def test_no_more_blocks_are_built_than_there_are_tensors(key):
+    state, config = to_published(task_model())
+    refused_configuration(state, config | {key: 10 ** 12}, f"config.json: {key} is 1000000000000, but the file has {len(state)} tensors")
 
 
 @pytest.mark.parametrize("config", ["missing.json", "."])

@@ -157,8 +157,9 @@ def test_missing_runs_are_named(tmp_path):
 
 def page(folder):
     "The index of the results in `folder`."
-    code = code_view(ROOT / "nbs/study/index.ipynb").replace('reports = "reports"', f"reports = {str(folder)!r}")
-    exec(code, {})
+    code = code_view(ROOT / "nbs/study/index.ipynb")
+    assert 'reports = root() / "reports"' in code
+    exec(code.replace('reports = root() / "reports"', f"from pathlib import Path\nreports = Path({str(folder)!r})"), {})
     return (folder / "index.md").read_text(), (folder / "index.csv").read_text()
 
 

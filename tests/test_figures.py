@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from vl12in1.study.figures import (data_curves, history, learning_curves, overlap_heatmap, relations_heatmap, rests,
-                                   share_needed, stop_and_go, task_panels)
+                                   fraction_needed, stop_and_go, task_panels)
 from vl12in1.study.relations import relations_table
 from vl12in1.study.results import Results
 from vl12in1.tasks import TASKS
@@ -103,7 +103,7 @@ def test_rests_cover_what_follows_a_stop(stopped):
 @given(st.lists(st.floats(0, 100), min_size=4, max_size=4), st.floats(0, 100))
 def test_the_line_is_at_the_goal_for_the_first_time(line, goal):
     line = pd.Series(line, [10, 25, 50, 100])
-    share = share_needed(line, goal)
+    share = fraction_needed(line, goal)
     if share is None: assert line.max() < goal
     else:
         assert 10 <= share <= 100.001 and (line[line.index < share - 1e-6] < goal).all()
@@ -112,5 +112,5 @@ def test_the_line_is_at_the_goal_for_the_first_time(line, goal):
 
 
 def test_shares_are_read_between_neighbours_on_their_logarithm():
-    assert share_needed(pd.Series({10: 0, 40: 2}), 1) == pytest.approx(20)
-    assert share_needed(pd.Series({10: 0., 25: None, 40: 2.}), 1) == pytest.approx(20)
+    assert fraction_needed(pd.Series({10: 0, 40: 2}), 1) == pytest.approx(20)
+    assert fraction_needed(pd.Series({10: 0., 25: None, 40: 2.}), 1) == pytest.approx(20)

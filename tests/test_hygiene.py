@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -16,7 +17,7 @@ MODULES = sorted(path for path in LIBRARY.rglob("*.py") if path.name != "_modidx
 CHAPTERS = sorted(BOOK.glob("*.ipynb"))
 NOTEBOOKS = CHAPTERS + sorted((BOOK / "study").glob("*.ipynb"))
 FLOORS = {"tasks": 1, "boxes": 1, "answers": 1, "corpora": 2, "regions": 2, "model": 2, "cleaning": 3, "duplicates": 3,
-          "examples": 3, "training": 4, "evaluation": 5, "predictor": 6, "study": 7, "command": 8}
+          "leaks": 4, "examples": 3, "training": 4, "evaluation": 5, "predictor": 6, "study": 7, "command": 8}
 RUNTIME = {"numpy", "pandas", "pyarrow", "torch", "tokenizers", "safetensors", "huggingface_hub", "PIL", "sklearn", "tqdm",
            "matplotlib", "yaml"}
 
@@ -79,6 +80,30 @@ def test_two_chapters_do_not_write_the_same_module():
     assert len(targets) == len(set(targets))
 
 
+def misnumbered(names):
+    "Complaints about the numbers that file names of chapters begin with: 12_words, 13_questions, 13a_programs."
+    numbers = [re.match(r"(\d\d)([a-z]?)_\w", name) for name in names]
+    for name, number in zip(names, numbers):
+        if not number: yield f"{name}: no number"
+    numbers = sorted(number.groups() for number in numbers if number)
+    for number, letter in numbers:
+        if numbers.count((number, letter)) > 1: yield f"{number}{letter}: used twice"
+        before = chr(ord(letter) - 1).replace("`", "") if letter else ""
+        if letter and (number, before) not in numbers: yield f"{number}{letter}: does not follow {number}{before}"
+
+
+def test_every_chapter_has_a_number_of_its_own():
+    assert list(misnumbered([path.name for path in CHAPTERS if path.name != "index.ipynb"])) == []
+
+
+@pytest.mark.parametrize("names, complaint", [
+    (["10_scenes", "10_other"], "10: used twice"), (["13a_programs", "14_words"], "13a: does not follow 13"),
+    (["scenes"], "scenes: no number"), (["13_questions", "13b_programs"], "13b: does not follow 13a"),
+    (["13_questions", "13a_programs", "13a_files"], "13a: used twice")])
+def test_a_wrong_number_is_found(names, complaint):
+    assert complaint in list(misnumbered(names))
+
+
 # --- imports
 
 def climbs(source, module, package):
@@ -139,6 +164,13 @@ def test_the_runner_starts_without_torch_and_papermill():
     assert done.stdout == "set()\n"
 
 
+def test_importing_the_library_costs_next_to_nothing():
+    code = "import sys, time; t = time.process_time(); import vl12in1; print(time.process_time() - t, 'torch' in sys.modules)"
+    start = lambda: subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    seconds, torch = zip(*[start() for _ in range(3)])
+    assert median(map(float, seconds)) < .3 and set(torch) == {"False"}
+
+
 # --- committed notebooks
 
 def dirt(notebook: dict):
@@ -168,10 +200,14 @@ def test_dirt_is_found():
         assert complaint in found
 
 
+PIPELINES = (ROOT / "dvc.yaml").read_text() + (ROOT / "benchmarks/dvc.yaml").read_text()
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_parameters_cell(path):
     tagged = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
-    assert len(tagged) == (1 if path.parent.name == "study" else 0)
+    passed = re.search(rf"notebooks run {path.stem} \w+=", PIPELINES) and path.parent.name == "study"
+    assert len(tagged) == bool(passed)
 
 
 # --- text

@@ -39,8 +39,8 @@ ALL = {"at": {"all": TASKS}, "ft_all": {task: [task] for task in TASKS}, "st_cle
 def rendered(notebook, reports):
     "Run the code of a study notebook on the folder `reports`."
     code = code_view(ROOT / "nbs/study" / f"{notebook}.ipynb")
-    assert 'reports = "reports"' in code
-    exec(code.replace('reports = "reports"', f"reports = {str(reports)!r}"), {})
+    assert 'reports = root() / "reports"' in code
+    exec(code.replace('reports = root() / "reports"', f"from pathlib import Path\nreports = Path({str(reports)!r})"), {})
     return (reports / f"{notebook}.md").read_text()
 
 

@@ -76,9 +76,25 @@ def test_code_tags_and_order_are_in_a_view(checkout, changed):
 def test_prose_of_a_study_notebook_changes_no_view(path, tmp_path):
     edited = json.loads(path.read_text())
     for cell in edited["cells"]:
-        if cell["cell_type"] == "markdown": cell["source"] = "Something else."
+        if cell["cell_type"] == "markdown" and not cell["metadata"].get("tags"): cell["source"] = "Something else."
     (tmp_path / path.name).write_text(json.dumps(edited))
     assert code_view(tmp_path / path.name) == code_view(path)
+
+
+LEGENDS = [(path, number) for path in STUDY for number, cell in enumerate(json.loads(path.read_text())["cells"])
+           if cell["cell_type"] == "markdown" and cell["metadata"].get("tags")]
+
+
+@pytest.mark.parametrize("path, number", LEGENDS, ids=lambda value: getattr(value, "stem", value))
+def test_a_word_of_a_legend_changes_the_view(path, number, tmp_path):
+    edited = json.loads(path.read_text())
+    edited["cells"][number]["source"] = ["One word more. ", *edited["cells"][number]["source"]]
+    (tmp_path / path.name).write_text(json.dumps(edited))
+    assert code_view(tmp_path / path.name) != code_view(path)
+
+
+def test_every_table_has_a_legend():
+    assert {path.stem for path, _ in LEGENDS} >= {path.stem for path in STUDY if path.stem.startswith("table_")} | {"index"}
 
 
 # --- parameters
@@ -100,6 +116,10 @@ def test_a_parameter_that_would_not_arrive_is_an_error(checkout, cells, names, c
     with pytest.raises(ValueError, match=complaint): check_parameters(path, names)
     with pytest.raises(SystemExit, match=complaint): main(["run", "toy", *(f"{name}=at" for name in names)])
     assert not (ROOT / "executed/toy@at.ipynb").exists()
+
+
+def test_where_nothing_is_passed_no_cell_is_needed(checkout):
+    check_parameters(checkout(("run = 1",)), [])
 
 
 def test_a_failing_cell_is_reported_with_its_traceback(checkout, tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from vl12in1.boxes import iou, to_fractions
-from vl12in1.regions import Regions, RegionStore, RegionWriter, StoreError, store as store_module, verify
+from vl12in1.regions import Regions, RegionStore, RegionWriter, StoreError, verify, writing
 from vl12in1.regions.detector import (STRIDE, Detector, DetectorConfig, load_detector, non_maximum_suppression,
                                       pool_regions, read_picture, save_detector)
 from vl12in1.regions.detector_training import name_scores, recall, train_detector
@@ -140,10 +140,10 @@ def whole(request, many, tmp_path_factory):
 def test_a_killed_writer_goes_on(tmp_path, many, whole, after):
     size, expected = whole
     for count in after:
-        killed(lambda: go_on(tmp_path, many, size, lambda writer: len(writer._places) == count and kill()))
+        killed(lambda: go_on(tmp_path, many, size, lambda writer: len(writer) == count and kill()))
         with pytest.raises(StoreError, match="no manifest"): RegionStore.open(tmp_path)
     found = go_on(tmp_path, many, size)
-    assert after[-1] - store_module.BATCH < found <= after[-1]
+    assert after[-1] - writing.BATCH < found <= after[-1]
     assert contents(tmp_path) == expected
 
 
@@ -151,12 +151,12 @@ def test_a_killed_writer_goes_on(tmp_path, many, whole, after):
                                            *(("_journal_line", number) for number in range(1, 6))])
 def test_killed_in_a_bad_moment(tmp_path, many, whole, place, number, monkeypatch):
     size, expected = whole
-    original, calls = getattr(store_module, place), []
+    original, calls = getattr(writing, place), []
     def deadly(*arguments):
         calls.append(arguments)
         return kill() if len(calls) == number else original(*arguments)
     with monkeypatch.context() as patched:
-        patched.setattr(store_module, place, deadly)
+        patched.setattr(writing, place, deadly)
         killed(lambda: go_on(tmp_path, many, size))
     found = go_on(tmp_path, many, size)
     assert contents(tmp_path) == expected
@@ -166,8 +166,8 @@ def test_killed_in_a_bad_moment(tmp_path, many, whole, place, number, monkeypatc
 def test_killed_with_the_manifest_written(tmp_path, many, whole, monkeypatch):
     size, expected = whole
     with monkeypatch.context() as patched:
-        write_manifest = store_module._write_manifest
-        patched.setattr(store_module, "_write_manifest", lambda *a: (write_manifest(*a), kill()))
+        write_manifest = writing._write_manifest
+        patched.setattr(writing, "_write_manifest", lambda *a: (write_manifest(*a), kill()))
         killed(lambda: go_on(tmp_path, many, size))
     assert verify(tmp_path)["images"] == 150
     with pytest.raises(StoreError, match="already holds a complete"): go_on(tmp_path, many, size)
@@ -177,7 +177,7 @@ def test_killed_with_the_manifest_written(tmp_path, many, whole, monkeypatch):
 def unfinished(folder, images, size, count=100):
     "Leave a writer by an error after `count` images."
     def stop(writer):
-        if len(writer._places) == count: raise KeyboardInterrupt
+        if len(writer) == count: raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): go_on(folder, images, size, stop)
 
 

@@ -53,10 +53,10 @@ def test_another_seed_gives_another_model(tmp_path, undisturbed):
 
 
 def test_a_checkpoint_of_another_run_is_not_continued(tmp_path, undisturbed):
-    toy.trainer(tmp_path, iterations=3, identity="something else", checkpoint_every=3).run()
+    toy.trainer(tmp_path, iterations=3, identity=dict(code="a", data="b"), checkpoint_every=3).run()
     assert (tmp_path / "run/checkpoint.pt").exists()
-    again = toy.trainer(tmp_path)
-    again.run()
+    again = toy.trainer(tmp_path, identity=dict(code="a", data="c"))
+    with pytest.warns(UserWarning, match="not continued.* changed: data$"): again.run()
     for name, tensor in weights(again).items(): assert torch.equal(tensor, undisturbed[1][name]), name
 
 

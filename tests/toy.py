@@ -42,7 +42,7 @@ def frames(shared):
             "snli_ve": split(frame.assign(label=rng.integers(0, 3, 40)))}
 
 
-def trainer(folder, tasks=("vqa", "refcoco", "snli_ve"), iterations=12, seed=0, identity="toy", **config):
+def trainer(folder, tasks=("vqa", "refcoco", "snli_ve"), iterations=12, seed=0, identity=None, **config):
     torch.set_num_threads(1)  # sums depend on how many threads share them, and other tests choose for themselves
     shared, settings = sources(folder), TrainingConfig(iterations, 1e-3, 1e-3, batch_fraction=1 / 32, seed=seed, **config)
     data = frames(shared)

@@ -13,17 +13,30 @@ from dataclasses import dataclass
 # %% ../nbs/00_tasks.ipynb #task
 @dataclass(frozen=True)
 class Task:
-    "One row of the table: how a task is read, answered, trained and scored (published values, section 4 of the paper and its code)."
-    name: str             # the key of `TASKS`, used in files, tables and parameters
-    title: str            # what a table prints
-    group: str            # G1 … G4, the paper's task groups
-    corpus: str           # key of the mapping that `corpora.load` returns
-    head: str             # answer, match, ground, pair or entail
-    metric: str           # what the table cell measures, in percent
-    text_length: int      # word pieces kept, [CLS] and [SEP] included
-    batch_size: int       # examples per optimiser step
-    learning_rate: float  # divided by the smallest one of a run, it scales the loss
-    vocabulary: str = ""  # answer vocabulary; only for the head `answer`
+    """One row of the table: how a task is read, answered, trained and scored (published values, section 4 of the paper and its code).
+
+    Attributes:
+        name: the key of `TASKS`, used in files, tables and parameters
+        title: what a table prints
+        group: G1 … G4, the paper's task groups
+        corpus: key of the mapping that `corpora.load` returns
+        head: answer, match, ground, pair or entail
+        metric: what the table cell measures, in percent
+        text_length: word pieces kept, [CLS] and [SEP] included
+        batch_size: examples per optimiser step
+        learning_rate: divided by the smallest one of a run, it scales the loss
+        vocabulary: answer vocabulary; only for the head `answer`
+    """
+    name: str
+    title: str
+    group: str
+    corpus: str
+    head: str
+    metric: str
+    text_length: int
+    batch_size: int
+    learning_rate: float
+    vocabulary: str = ""
 
     @property
     def head_name(self) -> str:

@@ -9,7 +9,8 @@ __all__ = ['Regions', 'RegionStore', 'RegionWriter', 'StoreError', 'verify', 'De
            'PretrainedBackbone', 'PretrainedDetector']
 
 # %% ../../nbs/37_regions.ipynb #74bd1219
-from .store import Regions, RegionStore, RegionWriter, StoreError, verify
+from .store import Regions, RegionStore, StoreError
+from .writing import RegionWriter, verify
 from .detector import Detector, DetectorConfig, load_detector, read_picture, save_detector
 from .detector_training import name_scores, recall, train_detector
 from .importers import ImportReport, canonical_key, find_features, import_features

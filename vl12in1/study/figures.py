@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'overlap_heatmap', 'change_cells', 'relations_heatmap', 'task_panels', 'legend', 'history',
-           'learning_curves', 'rests', 'stop_and_go', 'rest_strips', 'data_curves', 'share_needed']
+           'learning_curves', 'rests', 'stop_and_go', 'rest_strips', 'data_curves', 'fraction_needed']
 
 # %% ../../nbs/79_figures.ipynb #8d5bf2a4
 from itertools import pairwise
@@ -151,7 +151,7 @@ def rest_strips(ax, validations):
 
 # %% ../../nbs/79_figures.ipynb #data-curves
 def data_curves(lines, title) -> Figure:
-    "A panel per task and for the average; `lines`: what a line is called -> scores in percent, a row per share in percent."
+    "A panel per task and for the average; `lines`: what a line is called -> scores in percent, a row per fraction in percent."
     names = [name for name in (*TASKS, "average") if any(table[name].notna().any() for table in lines.values())]
     figure = Figure(figsize=(13, 7.5), layout="constrained")
     panels = task_panels(figure, names, columns=5, sharey=False)
@@ -165,16 +165,16 @@ def data_curves(lines, title) -> Figure:
         ax.set_xticks(table.index, map(str, table.index))
         ax.minorticks_off()
     legend(figure, panels)
-    figure.supxlabel("share of the training examples, %", fontsize=11)
+    figure.supxlabel("fraction of the training examples, %", fontsize=11)
     figure.supylabel("test score, %", fontsize=11)
     figure.suptitle(title, fontsize=12, x=.01, ha="left")
     return figure
 
-# %% ../../nbs/79_figures.ipynb #share-needed
-def share_needed(line, goal) -> float | None:
-    "The smallest share (percent) with which a line, a series of scores by share, reaches `goal`; None if it never does."
+# %% ../../nbs/79_figures.ipynb #fraction-needed
+def fraction_needed(line, goal) -> float | None:
+    "The smallest fraction (percent) with which a line, a series of scores by fraction, reaches `goal`; None if it never does."
     line = line.astype(float).dropna()
     if len(line) and line.iloc[0] >= goal: return float(line.index[0])
-    for (share, score), (more, better) in pairwise(line.items()):
-        if better >= goal: return float(share * (more / share) ** ((goal - score) / (better - score)))
+    for (fraction, score), (more, better) in pairwise(line.items()):
+        if better >= goal: return float(fraction * (more / fraction) ** ((goal - score) / (better - score)))
     return None

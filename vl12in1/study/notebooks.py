@@ -39,12 +39,20 @@ def settings() -> dict:
     return grid | sizes
 
 # %% ../../nbs/70_notebooks.ipynb #code-view
+def _viewed(cell: dict) -> str:
+    "What a view shows of a notebook's cell: its code, a legend as a comment, nothing of other text."
+    text = "".join(cell["source"]).strip()
+    if cell["cell_type"] == "code": return text
+    is_legend = any(tag.startswith("legend") for tag in cell["metadata"].get("tags", []))
+    return "\n".join(f"# {line}".rstrip() for line in text.splitlines()) if is_legend else ""
+
+
 def code_view(notebook) -> str:
-    "What a notebook computes, as percent text: its code cells and their tags, in order; empty cells are left out."
+    "What a notebook computes, as percent text: its code cells and legends, with their tags, in order; empty cells are left out."
     cells = json.loads(Path(notebook).read_text())["cells"]
-    code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
-    heads = [" ".join(["# %%", str(number), *cell["metadata"].get("tags", [])]) for number, cell in enumerate(code, 1)]
-    return "\n".join(f"{head}\n{''.join(cell['source']).strip()}\n" for head, cell in zip(heads, code))
+    viewed = [cell for cell in cells if _viewed(cell)]
+    heads = [" ".join(["# %%", str(number), *cell["metadata"].get("tags", [])]) for number, cell in enumerate(viewed, 1)]
+    return "\n".join(f"{head}\n{_viewed(cell)}\n" for head, cell in zip(heads, viewed))
 
 # %% ../../nbs/70_notebooks.ipynb #write-views
 def write_views(folder) -> None:
@@ -55,7 +63,8 @@ def write_views(folder) -> None:
 
 # %% ../../nbs/70_notebooks.ipynb #check-parameters
 def check_parameters(notebook, names) -> None:
-    "ValueError unless exactly one cell is tagged `parameters` and it assigns every one of `names`."
+    "ValueError unless exactly one cell is tagged `parameters` and it assigns every one of `names`; no names need no cell."
+    if not names: return
     cells = json.loads(Path(notebook).read_text())["cells"]
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     if len(tagged) != 1:

@@ -103,7 +103,7 @@ SCHEDULES = {
     "hard_first": lambda order, sizes, config: _curriculum(order[::-1], sizes, config)}
 
 # %% ../../nbs/58_runs.ipynb #make-trainer
-def make_trainer(run, tasks, seed, model, examples, training, folder, identity="", order=(), machine=None) -> Trainer:
+def make_trainer(run, tasks, seed, model, examples, training, folder, identity=None, order=(), machine=None) -> Trainer:
     """Trainer of one model of `run`: `examples` as `read_examples` returns them, `training` the profile's section of that
     name, `order` the tasks from easy to hard (for curricula only)."""
     torch.manual_seed(seed)
