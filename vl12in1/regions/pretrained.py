@@ -88,7 +88,7 @@ def as_map(hidden: torch.Tensor, height: int, width: int, config) -> torch.Tenso
     return hidden[:, first:first + rows * columns].transpose(1, 2).unflatten(2, (rows, columns))
 
 # %% ../../nbs/36_pretrained.ipynb #shares
-def shares(low: torch.Tensor, high: torch.Tensor, cells: int) -> torch.Tensor:
+def cell_fractions(low: torch.Tensor, high: torch.Tensor, cells: int) -> torch.Tensor:
     "Share (N, cells) that each of a row of cells has in the intervals `low` … `high` (N,), measured in cells."
     centres = torch.arange(cells, device=low.device) + .5
     def area(edge):  # of each tent, from its top to the edge
@@ -101,8 +101,8 @@ def pool_average(map: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     "Average of a map (C, h, w) in each of the boxes (N, 4), corners in fractions of the picture: (N, C)."
     height, width = map.shape[1:]
     x1, y1, x2, y2 = boxes.to(map).unbind(1)
-    return torch.einsum("nh,chw,nw->nc", shares(y1 * height, y2 * height, height), map,
-                        shares(x1 * width, x2 * width, width))
+    return torch.einsum("nh,chw,nw->nc", cell_fractions(y1 * height, y2 * height, height), map,
+                        cell_fractions(x1 * width, x2 * width, width))
 
 # %% ../../nbs/36_pretrained.ipynb #class-distribution
 def class_distribution(logits: torch.Tensor, names: int) -> torch.Tensor:
@@ -211,7 +211,7 @@ class Network:
     def __call__(self, pictures) -> list[dict]:
         "What `look` sees in each picture (height, width, 3) uint8, in batches of one size."
         sizes = [self.preprocessing.resized(picture, cell_size(self.model.config)) for picture in pictures]
-        found = {}
+        by_row = {}
         for size in dict.fromkeys(sizes):
             rows = [row for row, its_size in enumerate(sizes) if its_size == size]
             while rows:
@@ -221,9 +221,9 @@ class Network:
                     if len(batch) == 1: raise
                     self.pixels_at_once = len(batch) // 2 * size[0] * size[1]
                     continue
-                found |= zip(batch, seen)
+                by_row |= zip(batch, seen)
                 rows = rows[len(batch):]
-        return [found[row] for row in range(len(pictures))]
+        return [by_row[row] for row in range(len(pictures))]
 
 # %% ../../nbs/36_pretrained.ipynb #regions
 def _regions(picture, boxes, features, probs=None) -> Regions:

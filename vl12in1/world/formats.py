@@ -101,14 +101,14 @@ def coco_instances(world: World, keys, title: str) -> dict:
 # %% ../../nbs/18_formats.ipynb #distinct
 def distinct(draw, count: int, text=lambda drawn: drawn) -> list:
     "Up to `count` results of `draw()` that differ in their `text`, None apart; stops after twenty draws for each."
-    found = {}
+    by_text = {}
     for _ in range(20 * count):
         drawn = draw()
         if drawn is not None:
-            found.setdefault(text(drawn), drawn)
-        if len(found) == count:
+            by_text.setdefault(text(drawn), drawn)
+        if len(by_text) == count:
             break
-    return list(found.values())
+    return list(by_text.values())
 
 
 def how_many(rng, bounds) -> int:

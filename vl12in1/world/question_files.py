@@ -99,8 +99,8 @@ def visual_genome_files(world: World) -> dict[str, bytes]:
 # %% ../../nbs/18a_question_files.ipynb #with-object-ids
 def _with_object_ids(argument, image):
     "*ball (3)* -> *ball (23754293)*."
-    return re.sub(r"\((\d[\d,]*)\)", lambda found: "(" + ",".join(
-        str(object_id(image, int(index))) for index in found[1].split(",")) + ")", argument)
+    return re.sub(r"\((\d[\d,]*)\)", lambda match: "(" + ",".join(
+        str(object_id(image, int(index))) for index in match[1].split(",")) + ")", argument)
 
 
 def _program_text(steps):
@@ -112,7 +112,7 @@ def _pointers(text, steps):
     "Position of a word -> object number, for the names in `text` that some of `steps` select as one object."
     words = re.findall(r"[a-z]+", text.lower())
     named = [re.fullmatch(r"(\w+)(?:,.*)? \((\d+)\)", step["argument"]) for step in steps]
-    return {str(words.index(found[1])): found[2] for found in named if found and found[1] in words}
+    return {str(words.index(match[1])): match[2] for match in named if match and match[1] in words}
 
 # %% ../../nbs/18a_question_files.ipynb #gqa-record
 def _gqa_record(question, number, image, objects):

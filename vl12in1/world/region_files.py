@@ -25,11 +25,11 @@ def _referable(scene, part):
 def _references(world, corpus, part, key, bounds, sentences):
     "Pairs of a thing's index and what it is called, for one photograph."
     rng, scene = world.generator(corpus, key), world.scenes[key]
-    wanted, found = how_many(rng, bounds), {}
+    wanted, by_index = how_many(rng, bounds), {}
     for index in rng.permutation(_referable(scene, part)).tolist():
-        if len(found) < wanted and (texts := expressions(scene, index, rng, corpus, sentences)):
-            found[index] = texts
-    return found.items()
+        if len(by_index) < wanted and (texts := expressions(scene, index, rng, corpus, sentences)):
+            by_index[index] = texts
+    return by_index.items()
 
 # %% ../../nbs/18c_region_files.ipynb #reference
 def _reference(world, key, part, number, index, texts, sentence):

@@ -65,7 +65,7 @@ def positions(thing: Thing, scene: Scene) -> tuple[str, ...]:
     "Those of left, right, top, bottom, middle that are true of the centre of `thing` beyond doubt; perhaps none."
     x, y = thing.center[0] / scene.width, thing.center[1] / scene.height
     low, high = 1 / 3 - MARGIN, 2 / 3 + MARGIN
-    central = all(1 / 3 + MARGIN < share < 2 / 3 - MARGIN for share in (x, y))
+    central = all(1 / 3 + MARGIN < fraction < 2 / 3 - MARGIN for fraction in (x, y))
     words = {"left": x < low, "right": x > high, "top": y < low, "bottom": y > high, "middle": central}
     return tuple(word for word, holds in words.items() if holds)
 
@@ -127,7 +127,7 @@ def _hidden_share(a, b):
 def _free_box(rng, lengths, shape, taken, tries=60):
     room = [side - length - 2 for side, length in zip(shape, lengths, strict=True)]
     for _ in range(tries):
-        x, y = (1 + _quarters(share * space) for share, space in zip(rng.random(2), room, strict=True))
+        x, y = (1 + _quarters(fraction * space) for fraction, space in zip(rng.random(2), room, strict=True))
         box = (x, y, x + lengths[0], y + lengths[1])
         if all(_hidden_share(box, other) <= 0.05 for other in taken):
             return box

@@ -57,12 +57,12 @@ def _perhaps_at(thing, scene):
     x, y = thing.center[0] / scene.width, thing.center[1] / scene.height
     low, high = 1 / 3 + MARGIN, 2 / 3 - MARGIN
     near = {"left": x <= low, "right": x >= high, "top": y <= low, "bottom": y >= high,
-            "middle": all(1 / 3 - MARGIN <= share <= 2 / 3 + MARGIN for share in (x, y))}
+            "middle": all(1 / 3 - MARGIN <= fraction <= 2 / 3 + MARGIN for fraction in (x, y))}
     return tuple(word for word, holds in near.items() if holds)
 
 # %% ../../nbs/12_words.ipynb #facts-2
 @lru_cache(maxsize=4096)
-def facts(scene) -> Facts:
+def facts_of(scene) -> Facts:
     "The facts of a scene: sets of thing indices per word, and per relation and thing."
     things = scene.things
     spoken = [_words_of(thing, scene) for thing in things]
@@ -98,20 +98,20 @@ def describe(words, relation="", other=None) -> Phrase:
     return Phrase(tuple(sorted((word for word in words if word), key=RANK.__getitem__)), relation, other)
 
 # %% ../../nbs/12_words.ipynb #denote
-def denote(phrase: Phrase, known: Facts, perhaps=False) -> frozenset:
+def denote(phrase: Phrase, facts: Facts, perhaps=False) -> frozenset:
     "The indices of the things that `phrase` fits, or perhaps fits."
-    fits, true = known.everything, known.perhaps if perhaps else known.true
+    fits, true = facts.everything, facts.perhaps if perhaps else facts.true
     for word in phrase.words:
         fits = fits & true[word]
     if phrase.relation:
-        near = known.related[phrase.relation]
-        fits = fits & frozenset().union(*(near[other] for other in denote(phrase.other, known, perhaps)))
+        near = facts.related[phrase.relation]
+        fits = fits & frozenset().union(*(near[other] for other in denote(phrase.other, facts, perhaps)))
     return fits
 
 
-def fits_only(phrase: Phrase, index: int, known: Facts) -> bool:
+def fits_only(phrase: Phrase, index: int, facts: Facts) -> bool:
     "Whether `phrase` fits thing `index` and beyond doubt no other."
-    return denote(phrase, known) == {index} == denote(phrase, known, perhaps=True)
+    return denote(phrase, facts) == {index} == denote(phrase, facts, perhaps=True)
 
 # %% ../../nbs/12_words.ipynb #noun-phrase
 def noun_phrase(phrase: Phrase, plural=False, front=False) -> str:
@@ -274,14 +274,14 @@ def read(forms: dict, text: str):
     raise ValueError(f"no form of the language reads {text!r}: known forms are {', '.join(forms)}")
 
 # %% ../../nbs/12_words.ipynb #singled-out
-def _singled_out(index, known, always, optional):
+def _singled_out(index, facts, always, optional):
     "Minimal phrases for one thing: `always` these words, and as few of the `optional` ones as needed."
-    found = []
+    enough_words = []
     for words in optional:
-        enough = any(set(shorter) <= set(words) for shorter in found)
-        if not enough and denote(Phrase((*words, *always)), known) == {index}:
-            found.append(words)
-    return tuple(Phrase((*words, *always)) for words in found)
+        enough = any(set(shorter) <= set(words) for shorter in enough_words)
+        if not enough and denote(Phrase((*words, *always)), facts) == {index}:
+            enough_words.append(words)
+    return tuple(Phrase((*words, *always)) for words in enough_words)
 
 
 def looks(thing) -> tuple[str, str, str]:
@@ -296,10 +296,10 @@ def combinations_of(words):
 
 
 @lru_cache(maxsize=4096)
-def names(known: Facts) -> tuple[tuple[Phrase, ...], ...]:
+def names(facts: Facts) -> tuple[tuple[Phrase, ...], ...]:
     "Per thing, its shortest phrases of category, size, texture and colour that fit nothing else; perhaps none."
-    return tuple(_singled_out(index, known, (thing.category,), combinations_of(looks(thing)))
-                 for index, thing in enumerate(known.things))
+    return tuple(_singled_out(index, facts, (thing.category,), combinations_of(looks(thing)))
+                 for index, thing in enumerate(facts.things))
 
 # %% ../../nbs/12_words.ipynb #pick
 def pick(rng, options):
