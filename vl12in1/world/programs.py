@@ -25,7 +25,6 @@ def related_mention(facts: Facts, index: int, rng, category=True, without=()):
     options = [describe((word, noun), name, named) for word in words] if named else ()
     return next((phrase for phrase in options if denote(phrase, facts) == {index}), None)
 
-
 def either_mention(facts: Facts, index: int, rng, category=True, without=()):
     "A phrase for thing `index`, in half of the cases through another thing; None if none is found."
     if coin(rng):
@@ -41,7 +40,6 @@ def _gqa_property(kind):
         return ((subject,), value) if subject else None
     return make
 
-
 def _gqa_attribute_pair(facts, rng):
     pair = attribute_pair(facts, rng)
     if not pair or coin(rng):
@@ -49,7 +47,6 @@ def _gqa_attribute_pair(facts, rng):
     (_, value), (_, other) = pair
     subject = related_mention(facts, pick(rng, sorted(facts.true[value])), rng, without=[value])
     return ((subject, value), (subject, other)) if subject else None
-
 
 def _choose_values(facts, rng):
     pair = _gqa_attribute_pair(facts, rng)
@@ -60,7 +57,6 @@ def _choose_values(facts, rng):
 
 # %% ../../nbs/13a_programs.ipynb #choose-relation-values
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-
 
 def _choose_relation_values(facts, rng):
     pair = relative_pair(facts, rng)
@@ -80,7 +76,6 @@ def _exists_near_pair(facts, rng):
         return None
     return (describe([pick(rng, true)], name, subject),), (describe([pick(rng, false)], name, subject),)
 
-
 def _gqa_exists_pair(facts, rng):
     return (_exists_near_pair if coin(rng, .6) else exists_pair)(facts, rng)
 
@@ -89,7 +84,6 @@ def _two_parts(facts, rng):
     first, second = exists_pair(facts, rng), exists_pair(facts, rng)
     return (first, second) if first and second and first[0] != second[0] else None
 
-
 def _both_pair(facts, rng):
     parts = _two_parts(facts, rng)
     if not parts:
@@ -97,7 +91,6 @@ def _both_pair(facts, rng):
     ((yes,), (no,)), ((other,), _) = parts if coin(rng) else parts[::-1]
     wrong = (no, other) if coin(rng) else (other, no)
     return (yes, other), wrong
-
 
 def _either_pair(facts, rng):
     parts = _two_parts(facts, rng)
@@ -120,7 +113,6 @@ def _compared(facts, rng, wanted):
     phrases = [mention(facts, index, rng, told) for index in (first, pick(rng, alike), pick(rng, unlike))]
     values = [(phrases[0], other, kind) for other in phrases[1:]]
     return (values if wanted == "same" else values[::-1]) if all(phrases) else None
-
 
 def _common_values(facts, rng):
     told = WORDS["color"] + WORDS["texture"] + WORDS["size"]
@@ -146,12 +138,10 @@ def _add(program, operation, argument, *dependencies):
     program.append({"operation": operation, "argument": argument, "dependencies": list(dependencies)})
     return len(program) - 1
 
-
 def _object(phrase, facts):
     "Name and indices of what `phrase` means, as in `ball (3)`."
     noun = next((word for word in phrase.words if KIND[word] == "category"), "thing")
     return noun, ",".join(map(str, sorted(denote(phrase, facts)))) or "-"
-
 
 def find_steps(program: list, phrase: Phrase, facts: Facts) -> int:
     "Append the steps that find `phrase` to `program`; returns the number of the last one."
@@ -175,7 +165,6 @@ def _after(end):
         _add(program, *end(*values), *subjects)
         return program
     return build
-
 
 def _joined(operation):
     "A builder that asks whether each phrase exists and joins the answers."
@@ -209,15 +198,12 @@ PROGRAMS = {
 def _named(noun, facts):
     return facts.everything if noun == "thing" else facts.true[noun]
 
-
 def _select(facts, kind, argument):
     return None if argument == "scene" else _named(argument.split(" (")[0], facts)
-
 
 def _relate(facts, kind, argument, others):
     noun, name, _ = argument.split(",", 2)
     return _named(noun, facts) & frozenset().union(*(facts.related[name][other] for other in others))
-
 
 def _query(facts, kind, argument, things):
     if argument == "place":
@@ -228,10 +214,8 @@ def _query(facts, kind, argument, things):
 def _verify(facts, kind, argument, things, others=()):
     return things <= (_relate(facts, "", f"thing,{argument},", others) if kind == "rel" else facts.true[argument])
 
-
 def _choose(facts, kind, argument, *inputs):
     return next(option for option in argument.split("|") if _verify(facts, kind, option, *inputs)).removesuffix(" of")
-
 
 def _same(facts, kind, argument, first, second):
     return getattr(facts.things[min(first)], kind) == getattr(facts.things[min(second)], kind)
@@ -251,7 +235,6 @@ OPERATIONS = {
     "different": lambda *inputs: not _same(*inputs),
     "common": lambda facts, kind, argument, first, second: shared(min(first), min(second), facts)[0],
 }
-
 
 def run_program(program: list, scene) -> str:
     "The answer that the steps of `program` give for `scene`; KeyError names an unknown operation."
@@ -274,7 +257,6 @@ _TYPES = {
     "common": ("compare", "attr", "twoCommon"),
 }
 
-
 def question_types(form: str, values) -> dict:
     "GQA's three types of a question."
     structural, semantic, detailed = _TYPES[form]
@@ -294,7 +276,6 @@ _FULL = {
                   "no, {the} and {the} do not have a different {aspect}."),
 }
 
-
 def full_answer(form: str, values, answer: str) -> str:
     "The answer as a sentence."
     if form in _FULL:
@@ -313,7 +294,6 @@ def full_answer(form: str, values, answer: str) -> str:
 _GQA_FORMS = {"color": .22, "name": .24, "texture": .03, "ground": .05,
               "exists": .1, "attribute": .08, "relative": .06, "choose": .06, "choose relation": .05,
               "both": .03, "either": .03, "same": .02, "different": .02, "common": .01}
-
 
 def gqa_question(scene, rng) -> Question:
     "A question in GQA's manner, with its program, its full answer and its types."

@@ -40,7 +40,6 @@ def _vqa_pair(world, subset, keys):
     return (head | {"task_type": "Open-Ended", "questions": questions},
             head | {"annotations": [_vqa_annotation(*item) for item in asked]})
 
-
 def vqa_files(world: World) -> dict[str, bytes]:
     "Question and annotation files of VQA v2; the test questions have answers too, which upstream keeps on its server."
     files = {}
@@ -54,13 +53,11 @@ def vqa_files(world: World) -> dict[str, bytes]:
 def _genome_url(number):
     return f"https://cs.stanford.edu/people/rak248/VG_100K_2/{number}.jpg"
 
-
 def _genome_image(world, key, number):
     scene = world.scenes[key]
     coco = image_number(key) if key in world.coco_sets else None
     return {"width": scene.width, "height": scene.height, "url": _genome_url(number), "image_id": number,
             "coco_id": coco, "flickr_id": number * 1741 + 1_300_000_007}
-
 
 def _genome_questions(world, key, number):
     rng, scene = world.generator("visual_genome", key), world.scenes[key]
@@ -76,11 +73,9 @@ def _genome_object(number, index, thing):
     return {"synsets": [f"{thing.category}.n.01"], "h": height, "object_id": object_id(number, index),
             "merged_object_ids": [], "names": [thing.category], "w": width, "y": y, "x": x}
 
-
 def _genome_objects(world, key, number):
     things = [_genome_object(number, index, thing) for index, thing in enumerate(world.scenes[key].things)]
     return {"image_id": number, "objects": things, "image_url": _genome_url(number)}
-
 
 def _genome_attributes(world, key, number):
     things = [_genome_object(number, index, thing) | {"attributes": [thing.color, thing.texture, thing.size]}
@@ -101,7 +96,6 @@ def _with_object_ids(argument, image):
     "*ball (3)* -> *ball (23754293)*."
     return re.sub(r"\((\d[\d,]*)\)", lambda match: "(" + ",".join(
         str(object_id(image, int(index))) for index in match[1].split(",")) + ")", argument)
-
 
 def _program_text(steps):
     texts = (f"{step['operation']}: {step['argument']} {step['dependencies']}" for step in steps)
@@ -124,7 +118,6 @@ def _gqa_record(question, number, image, objects):
             "isBalanced": True, "groups": groups, "answer": question.answer, "semanticStr": _program_text(steps),
             "annotations": {"question": asked, "answer": {}, "fullAnswer": told}, "types": question.types,
             "fullAnswer": question.full_answer}
-
 
 def _gqa_questions(world, key, count):
     rng, scene = world.generator("gqa", key), world.scenes[key]

@@ -44,7 +44,6 @@ def the_one(phrase: Phrase, facts: Facts) -> int:
         raise ValueError(f"'{say(phrase, 'the')}' fits {len(fits)} things of the scene, not one")
     return next(iter(fits))
 
-
 def yes_no(holds) -> str:
     "\"yes\" or \"no\"."
     return "yes" if holds else "no"
@@ -55,10 +54,8 @@ def shared(a: int, b: int, facts: Facts) -> list[str]:
     first, second = facts.things[a], facts.things[b]
     return [aspect for aspect, kind in SPELLINGS["aspect"].items() if getattr(first, kind) == getattr(second, kind)]
 
-
 def property_of_one(kind):
     return lambda facts, phrase: getattr(facts.things[the_one(phrase, facts)], kind)
-
 
 def in_relation(facts, first, name, second):
     return the_one(first, facts) in facts.related[name][the_one(second, facts)]
@@ -67,10 +64,8 @@ def in_relation(facts, first, name, second):
 def _only_position(facts, phrase):
     return next(POSITIONS[word] for word in POSITIONS if the_one(phrase, facts) in facts.true[word])
 
-
 def _true_option(facts, phrase, *options):
     return next(word for word in options if the_one(phrase, facts) in facts.true[word])
-
 
 def _true_relation(facts, first, name, other_name, second):
     return (name if in_relation(facts, first, name, second) else other_name).removesuffix(" of")
@@ -121,10 +116,8 @@ class Question:
     program: list = field(default_factory=list)
     types: dict = field(default_factory=dict)
 
-
 _LEADS = ("is there a", "is there an", "is the", "how many", "what color is the", "what pattern is the", "what is the",
           "where is the", "what is", "which")
-
 
 def leading_words(text: str) -> str:
     "The leading words of a question, as VQA types them."
@@ -135,7 +128,6 @@ def mention(facts: Facts, index: int, rng, without=()):
     "A short phrase that fits only thing `index` and has none of the words `without`; None if there is none."
     options = [phrase for phrase in names(facts)[index] if not any(word in without for word in phrase.words)]
     return pick(rng, options) if options else None
-
 
 def nameless(facts: Facts, index: int, rng):
     "A phrase for thing `index` that does not say what it is, *the red thing*; None if there is none."
@@ -148,11 +140,9 @@ def nameless(facts: Facts, index: int, rng):
 _EXISTS = (("color", "category"), ("texture", "category"), ("size", "category"), ("color", "texture"),
            ("category", "position"))
 
-
 def present(facts: Facts, kind: str) -> list[str]:
     "The words of one kind that are true of something."
     return [word for word in WORDS[kind] if facts.true[word]]
-
 
 def exists_pair(facts, rng):
     kinds = pick(rng, _EXISTS)
@@ -172,9 +162,7 @@ def attribute_pair(facts, rng):
     subject = mention(facts, index, rng, [value])
     return ((subject, value), (subject, pick(rng, others))) if others and subject else None
 
-
 _OPPOSITE_SIDE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
-
 
 def _placed_pair(facts, rng):
     index = int(rng.integers(len(facts.things)))
@@ -186,7 +174,6 @@ def _placed_pair(facts, rng):
 def relations_between(facts: Facts) -> list[tuple[int, str, int]]:
     "All (thing, relation, other thing) of a scene."
     return [(a, name, b) for name in RELATIONS for b, near in enumerate(facts.related[name]) for a in sorted(near)]
-
 
 def relative_pair(facts, rng):
     related = relations_between(facts)
@@ -202,13 +189,11 @@ _COUNTED = (("category",), ("color",), ("texture",), ("size",), ("color", "categ
             ("size", "category"), ("size", "color"))
 _COUNT_WEIGHTS = {0: .06, 1: .12, 2: .24, 3: .28, 4: .3}
 
-
 def phrases_of(facts, kinds):
     combinations = [()]
     for kind in kinds:
         combinations = [(*words, word) for words in combinations for word in present(facts, kind)]
     return [describe(words) for words in combinations]
-
 
 def _count_values(facts, rng):
     wanted = pick_weighted(rng, _COUNT_WEIGHTS)
@@ -227,7 +212,6 @@ def _property_values(kind):
         return ((subject,), value) if subject else None
     return make
 
-
 def _where_values(facts, rng):
     index = int(rng.integers(len(facts.things)))
     true = [word for word in POSITIONS if index in facts.true[word]]
@@ -239,7 +223,6 @@ def _neighbour_values(facts, rng):
     name, other = pick(rng, RELATIONS), int(rng.integers(len(facts.things)))
     near, subject = facts.related[name][other], mention(facts, other, rng)
     return ((name, subject), facts.things[min(near)].category) if subject and len(near) == 1 else None
-
 
 def _found_values(facts, rng):
     places = [word for word in POSITIONS if len(facts.true[word]) == 1 and facts.true[word] == facts.perhaps[word]]
@@ -262,7 +245,6 @@ _OPEN = {
     "where": _where_values,
 }
 
-
 def draw_question(facts, rng, form, pairs=YES_NO, singles=_OPEN):
     "Values and answer for one form, from the makers of `pairs` or of `singles`, or None."
     if form in singles:
@@ -278,7 +260,6 @@ _VQA_FORMS = {
 }
 _VQA_TYPES = {"yes/no": .35, "number": .2, "other": .45}
 
-
 def attempt(facts, rng, weights, pairs=YES_NO, singles=_OPEN):
     "A form of `weights`, its values and its answer; the ground's if no form is found."
     for _ in range(20):
@@ -287,7 +268,6 @@ def attempt(facts, rng, weights, pairs=YES_NO, singles=_OPEN):
         if drawn:
             return form, *drawn
     return "ground", (), facts.ground
-
 
 def vqa_question(scene, rng) -> Question:
     "A question in VQA's manner, with a normalised answer."
@@ -300,7 +280,6 @@ def vqa_question(scene, rng) -> Question:
 _ANSWER_KINDS = (*(words for kind, words in WORDS.items() if kind != "position"), ("yes", "no"), tuple("01234"),
                  tuple(GROUNDS), tuple(POSITIONS.values()), tuple(GROUNDS.values()))
 _ALIKE = {answer: tuple(other for other in kind if other != answer) for kind in _ANSWER_KINDS for answer in kind}
-
 
 def _as_typed(answer, rng):
     "`answer` as somebody may type it; normalisation undoes every variant."
@@ -332,7 +311,6 @@ def as_sentence(answer: str) -> str:
 # %% ../../nbs/13_questions.ipynb #vg-question
 _VG_FORMS = {"color": .24, "count": .13, "name": .2, "neighbour": .18, "found": .08, "where": .08, "texture": .02,
              "scene": .04, "ground": .03}
-
 
 def vg_question(scene, rng) -> Question:
     "A question in Visual Genome's manner, with its answer as a short sentence."

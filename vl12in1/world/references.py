@@ -22,7 +22,6 @@ def _plain_expressions(facts, index, rng):
     thing = facts.things[index]
     return [noun_phrase(Phrase((*words, thing.category))) for words in unique_words(facts, index, looks(thing))]
 
-
 def _located_expressions(facts, index, rng):
     thing, texts = facts.things[index], []
     places = [(place,) for place in POSITIONS if index in facts.true[place]]
@@ -45,7 +44,6 @@ def _full_expressions(facts, index, rng):
     chosen = through if through and (coin(rng) or not plain) else plain
     return [text for text in (say(phrase, "the", "that is") for phrase in chosen) if 4 < len(text.split()) < 13]
 
-
 def _through_others(facts, index, rng):
     "Phrases that find thing `index` through its relation to a thing with a name."
     thing, phrases = facts.things[index], []
@@ -58,7 +56,6 @@ def _through_others(facts, index, rng):
 
 # %% ../../nbs/14_references.ipynb #expressions
 STYLES = {"refcoco": _located_expressions, "refcoco+": _plain_expressions, "refcocog": _full_expressions}
-
 
 def expressions(scene, index: int, rng, style: str, n: int) -> list[str]:
     "Up to `n` distinct texts that fit only thing `index`, perhaps none; `style` is a key of `STYLES`."
@@ -73,7 +70,6 @@ WHICH = {
     "relation": ("which {noun} is {relation} {the}?",),
 }
 
-
 def which_phrase(form: str, values) -> Phrase:
     "The phrase that a *which* question asks for."
     if form == "relation":
@@ -82,7 +78,6 @@ def which_phrase(form: str, values) -> Phrase:
 
 # %% ../../nbs/14_references.ipynb #which-values
 _WHICH_FORMS = {"quality": .25, "two": .3, "place": .2, "relation": .25}
-
 
 def _which_values(facts, index, rng, form):
     thing = facts.things[index]
@@ -110,7 +105,6 @@ def _distractors(facts, index, phrase, rng):
         return 2 * asked + alike + rng.random()
     return tuple(sorted(outside, key=closeness, reverse=True)[:3]) if len(outside) > 2 else None
 
-
 def which_question(scene, rng):
     "(text, index of the answer, three other indices); None if no question has one answer among four things."
     facts = facts_of(scene)
@@ -131,7 +125,6 @@ GUESSES = {
 }
 _GUESS_WEIGHTS = {"name": .3, "quality": .4, "place": .2, "relation": .1}
 
-
 def guess_denotation(facts: Facts, form: str, values) -> frozenset:
     "The things for which the answer to a guess is yes."
     if form == "name":
@@ -149,7 +142,6 @@ def _guesses(facts, rng, form, left):
     if form == "place":
         return [(word,) for word in present(facts, "position") if not left & (facts.perhaps[word] - facts.true[word])]
     return [(word,) for kind in ("size", "texture", "color") for word in present(facts, kind)]
-
 
 def _guess(facts, rng, left, asked):
     "A guess (form, values), not yet `asked`, that splits the things `left` or is true of the last one; or None."
@@ -173,7 +165,6 @@ def _play(facts, rng, target):
         turns.append((*guess, "Yes" if target in yes else "No"))
         history.append(left)
     return turns, history
-
 
 def dialogue(scene, rng):
     "(target index, [(question, Yes or No)], success, failure or incomplete), all texts; None for a single thing."

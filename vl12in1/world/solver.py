@@ -52,12 +52,10 @@ def solve_pair(text: str, left, right) -> bool:
     form, values = read(PAIRS, text)
     return PAIR_HOLDS[form](facts_of(left), facts_of(right), *values)
 
-
 def solve_hypothesis(text: str, scene) -> str:
     "\"entailment\", \"neutral\" or \"contradiction\"."
     form, values = read(HYPOTHESES, text)
     return HYPOTHESIS_LABELS[form](facts_of(scene), *values)
-
 
 def caption_holds(text: str, scene) -> bool:
     "Whether everything that a caption mentions is there."

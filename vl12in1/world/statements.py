@@ -14,7 +14,6 @@ from .words import (KIND, WORDS, Facts, Phrase, coin, denote, describe, facts_of
 CAPTIONS = {"caption": ("{some}", "{some} {ground}", "{some} and {some}", "{some} and {some} {ground}",
                         "{some} with {some} and {some}")}
 
-
 def value_holds(value, facts: Facts) -> bool:
     "Whether a (number, phrase) or a ground is true of a scene: at least one, or exactly that many from two on."
     if isinstance(value, str):
@@ -29,14 +28,12 @@ def _mention(facts, rng, index, detail):
     words = [word for word in looks(thing) if coin(rng, detail)]
     return describe((*(words or [pick(rng, (thing.color, thing.texture))]), thing.category))
 
-
 def _group(facts, rng, index):
     "Thing `index` together with all that are like it, as (number, phrase); more than four are not counted."
     thing = facts.things[index]
     phrase = describe((thing.category,) if coin(rng) else (thing.color, thing.category))
     count = len(denote(phrase, facts))
     return (count, phrase) if count < 5 else (1, phrase)
-
 
 def _pair_mention(facts, rng, index, detail):
     "Thing `index` in relation to another one, or alone if it has none."
@@ -49,7 +46,6 @@ def _pair_mention(facts, rng, index, detail):
 
 # %% ../../nbs/15_statements.ipynb #caption
 _CAPTION_WEIGHTS = dict(zip(CAPTIONS["caption"], (.15, .25, .25, .2, .15), strict=True))
-
 
 def _caption(facts, rng, detail):
     "A template and its values, all true of the scene."
@@ -84,11 +80,9 @@ def captions(scene, rng, n=5, others=()) -> list[str]:
 _BEFORE = ("", "", "", "photo of ", "picture of ", "stock image of ", "free photo of ")
 _AFTER = ("", "", "", " stock photo", " on white", " for sale", " wallpaper")
 
-
 def _misremembered(phrase, rng):
     words = [pick(rng, WORDS["color"]) if KIND[word] == "color" else word for word in phrase.words]
     return describe(words, phrase.relation, phrase.other)
-
 
 def web_caption(scene, rng) -> str:
     "Noisy alt text: few attributes, filler before or after, sometimes a wrong colour."
@@ -110,7 +104,6 @@ PAIRS = {
     "more": ("the {side} image has more {plural} than the {side} image",),
 }
 
-
 def _counts(phrase, left, right):
     "How many things `phrase` fits on each side."
     return {"left": len(denote(phrase, left)), "right": len(denote(phrase, right))}
@@ -120,11 +113,9 @@ def _each(left, right, first, second):
     a, b = _counts(first, left, right), _counts(second, left, right)
     return bool((a["left"] and b["right"]) or (a["right"] and b["left"]))
 
-
 def _more(left, right, side, phrase, other):
     counts = _counts(phrase, left, right)
     return counts[side] > counts[other]
-
 
 PAIR_HOLDS = {
     "side": lambda left, right, side, phrase: _counts(phrase, left, right)[side] > 0,
@@ -141,11 +132,9 @@ _PAIR_WEIGHTS = {"side": .36, "both": .12, "some": .18, "total": .08, "exactly":
 _SHOWN = (("category",), ("category",), ("color",), ("color", "category"), ("texture", "category"),
           ("size", "category"))
 
-
 def _shown(facts, rng, kinds):
     thing = pick(rng, facts.things)
     return describe([getattr(thing, kind) for kind in kinds])
-
 
 def _pair_values(form, pictures, rng):
     side, phrase = pick(rng, ("left", "right")), _shown(pick(rng, pictures), rng, pick(rng, _SHOWN))
@@ -185,7 +174,6 @@ HYPOTHESES = {
 }
 CERTAIN = {"heavy": "large", "light": "small"}    # the size that settles a weight
 
-
 def _weighed(facts, phrase, weight):
     fits = denote(phrase, facts)
     if not fits:
@@ -196,7 +184,6 @@ def _weighed(facts, phrase, weight):
 # %% ../../nbs/15_statements.ipynb #label
 def _label(holds):
     return "entailment" if holds else "contradiction"
-
 
 HYPOTHESIS_LABELS = {
     "exists": lambda facts, phrase: _label(denote(phrase, facts)),
@@ -209,7 +196,6 @@ HYPOTHESIS_LABELS = {
 # %% ../../nbs/15_statements.ipynb #weight-statements
 _WEIGHED = (("color", "category"), ("color", "category"), ("texture", "category"), ("color", "texture"),
             ("texture", "color", "category"), ("category",), ("color",))
-
 
 def _weight_statements(facts, rng, labels):
     "For each of `labels` a (phrase, weight) of the same kinds of words; None if the scene does not offer them."
@@ -228,17 +214,14 @@ def _weight_statements(facts, rng, labels):
 # %% ../../nbs/15_statements.ipynb #until
 _OBSERVED = {"exists": .4, "attribute": .25, "relative": .25, "placed": .1}
 
-
 def _until(make, tries=200):
     return next((triple for triple in (make() for _ in range(tries)) if triple), None)
-
 
 def _observed_statements(facts, rng):
     "Form and the values of a true and a false statement, or None."
     form = pick_weighted(rng, _OBSERVED)
     pair = YES_NO[form](facts, rng)
     return pair and (form, pair)
-
 
 def hypotheses(scene, rng) -> list[tuple[str, str]]:
     "Three (text, label), one of each label; none at all for one scene in 200, where nothing can be named."
