@@ -57,7 +57,7 @@ _block = 2**22  # pairs at a time
 
 def _near(left: np.ndarray, right: np.ndarray, distance: int) -> np.ndarray:
     "Rows (i, j, differing bits) of all pairs of the uint64 `left` (n,) and `right` (m,) within `distance`, once each."
-    found = [np.empty((0, 3), int)]
+    near = [np.empty((0, 3), int)]
     for shift, mask in _bands(distance):
         values, groups = np.unique((left >> shift) & mask, return_inverse=True)
         mine, theirs = np.argsort(groups, kind="stable"), np.argsort((right >> shift) & mask, kind="stable")
@@ -69,8 +69,8 @@ def _near(left: np.ndarray, right: np.ndarray, distance: int) -> np.ndarray:
             for part in np.array_split(rows, ceil(len(rows) * len(columns) / _block)):
                 bits = np.bitwise_count(left[part, None] ^ right[columns])
                 i, j = np.nonzero(bits <= distance)
-                found.append(np.stack([part[i], columns[j], bits[i, j]], axis=1))
-    return np.unique(np.concatenate(found), axis=0)
+                near.append(np.stack([part[i], columns[j], bits[i, j]], axis=1))
+    return np.unique(np.concatenate(near), axis=0)
 
 # %% ../nbs/39_duplicates.ipynb #near-duplicates
 def near_duplicates(hashes: pd.DataFrame, left, right, distance: int = 4) -> pd.DataFrame:

@@ -41,11 +41,11 @@ def _state(root, corpus: str) -> str:
     "`present`, `incomplete` or `absent`."
     root, release = Path(root), release_of(root, corpus)
     folder = root / next(iter(RELEASES[corpus][release])).rpartition("/")[0]
-    found = [item for item in folder.iterdir() if not item.name.startswith(".")] if folder.is_dir() else []
+    items = [item for item in folder.iterdir() if not item.name.startswith(".")] if folder.is_dir() else []
     if any(Path(path).parent == folder.relative_to(root) for path in _shared):  # the folder serves other corpora, too
         own = tuple(Path(path).stem for path in RELEASES[corpus][release] if path not in _shared)
-        found = [item for item in found if item.name.startswith(own)]
-    if not found: return "absent"
+        items = [item for item in items if item.name.startswith(own)]
+    if not items: return "absent"
     return "incomplete" if missing(root, corpus, release) else "present"
 
 # %% ../../nbs/28_corpora.ipynb #present

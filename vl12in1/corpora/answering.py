@@ -45,9 +45,9 @@ def _vqa_answers(file) -> dict[int, tuple]:
     answers = gather(owners, map(intern, given.column("answer")), len(annotations.rows))
     if () in answers: raise annotations.error(answers.index(()), "answers", "no answer")
     ids, texts = annotations.column("question_id", int), map(annotations.column, _vqa_columns[1:])
-    known = dict(zip(ids, zip(answers, *texts)))
-    if len(known) < len(ids): raise CorpusError(file, problem="a question is answered twice; download it again")
-    return known
+    by_question = dict(zip(ids, zip(answers, *texts)))
+    if len(by_question) < len(ids): raise CorpusError(file, problem="a question is answered twice; download it again")
+    return by_question
 
 # %% ../../nbs/22_answering.ipynb #vqa-questions
 def vqa_questions(root, subset: str) -> pd.DataFrame:
@@ -58,10 +58,10 @@ def vqa_questions(root, subset: str) -> pd.DataFrame:
     ids, images = questions.column("question_id", int), questions.column("image_id", int)
     name = f"v2_mscoco_{subset.replace('test-dev', 'test')}_annotations.json"
     if subset.startswith("test") and not find_files(root, f"vqa/{name}"):
-        known = dict.fromkeys(ids, ((), "", "", ""))
+        annotations = dict.fromkeys(ids, ((), "", "", ""))
     else:
-        known = _vqa_answers(upstream(root, f"vqa/{name}"))
-    answers = lookup(questions, "question_id", known, name, int)
+        annotations = _vqa_answers(upstream(root, f"vqa/{name}"))
+    answers = lookup(questions, "question_id", annotations, name, int)
     columns = {name: [answer[i] for answer in answers] for i, name in enumerate(_vqa_columns)}
     return frame({"uid": list(map(str, ids)), "images": _alone([f"coco:{image}" for image in images]),
                   "text": questions.column("question")} | columns, file)
@@ -139,12 +139,12 @@ def gqa_choices(root) -> dict[str, Choices]:
     file = upstream(root, "gqa/eval/val_choices.json")
     content = read_json(file)
     if not isinstance(content, dict): raise CorpusError(file, problem="expected an object keyed by question id")
-    listed, known = Records(file, list(content.values()), list(content).__getitem__), {}
+    listed, shared = Records(file, list(content.values()), list(content).__getitem__), {}
 
     def column(field):
         for index, answers in enumerate(listed.column(field, list)):
             if not {*map(type, answers)} <= {str}: raise listed.error(index, field, "expected a list of answers")
-            yield known.setdefault(tuple(answers), frozenset(map(intern, answers)))
+            yield shared.setdefault(tuple(answers), frozenset(map(intern, answers)))
     return dict(zip(content, map(Choices, column("valid"), column("plausible"))))
 
 # %% ../../nbs/22_answering.ipynb #read-visual-genome

@@ -114,9 +114,9 @@ def _pictures(folder, collection: str):
     "(key, file) of each picture of a collection, in the order of folders and names; other files are passed over."
     for place, folders, names in os.walk(folder, followlinks=True):
         folders.sort()
-        for found in filter(None, map(re.compile(_collections[collection]).fullmatch, sorted(names))):
-            owner = "visual_genome" if collection == "gqa" and found[1].isdigit() else collection
-            yield f"{owner}:{found[1]}", Path(place, found[0])
+        for match in filter(None, map(re.compile(_collections[collection]).fullmatch, sorted(names))):
+            owner = "visual_genome" if collection == "gqa" and match[1].isdigit() else collection
+            yield f"{owner}:{match[1]}", Path(place, match[0])
 
 # %% ../../nbs/21_images.ipynb #image-files
 def image_files(root) -> dict[str, Path]:

@@ -88,8 +88,8 @@ _holds = {path: holds for files in (*(files for releases in RELEASES.values() fo
 def find_files(root, path: str) -> list[Path]:
     "Files below `root` that a path of the tables above stands for, packed or not, pieces in order; [] if there is none."
     other = path.removesuffix(".gz") if path.endswith(".gz") else path + ".gz"
-    found = [file for name in (other, path) for file in Path(root).glob(name) if file.is_file()]
-    pieces = {file.name.removesuffix(".gz"): file for file in found}  # where both are there, the one upstream publishes
+    files = [file for name in (other, path) for file in Path(root).glob(name) if file.is_file()]
+    pieces = {file.name.removesuffix(".gz"): file for file in files}  # where both are there, the one upstream publishes
     return [pieces[name] for name in sorted(pieces, key=lambda name: (len(name), name))]
 
 # %% ../../nbs/20a_layout.ipynb #upstream-files

@@ -30,10 +30,10 @@ def _attributes(root) -> dict[int, tuple[str, ...]]:
     "object_id -> attributes, for the objects that have any; those of an object that is listed twice are taken together."
     file = upstream(root, "visual_genome/attributes.json")
     objects, _ = nested(records(file, read_json(file)), "attributes")
-    ids, found = objects.column(spelling(objects, "object_id", "id"), int), {}
+    ids, by_object = objects.column(spelling(objects, "object_id", "id"), int), {}
     for id, attributes in zip(ids, _strings(objects, optional(objects, "attributes", [], list), "attributes")):
-        if attributes: found[id] = found.get(id, ()) + tuple(attributes)
-    return found
+        if attributes: by_object[id] = by_object.get(id, ()) + tuple(attributes)
+    return by_object
 
 # %% ../../nbs/27_objects.ipynb #coordinates
 def _coordinates(objects: Records, side: str) -> list[float]:

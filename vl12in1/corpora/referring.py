@@ -145,14 +145,14 @@ def _number(text):
 def _original(game):
     "A game of either release in the fields of the original; what is not a game is left for the checks that follow."
     if not isinstance(game, dict): return game
-    objects, found = game.get("objects"), _renamed(game)
+    objects, game_renamed = game.get("objects"), _renamed(game)
     if isinstance(objects, dict):
         objects = [thing | {"id": _number(id)} if isinstance(thing, dict) else thing for id, thing in objects.items()]
     for field, items in {"objects": objects, "qas": game.get("qas")}.items():
-        if isinstance(items, list): found[field] = list(map(_renamed, items))
-    if isinstance(image := found.get("image"), dict):
-        found["image"] = _renamed(image) | ({"id": game["picture_id"]} if "picture_id" in game else {})
-    return found
+        if isinstance(items, list): game_renamed[field] = list(map(_renamed, items))
+    if isinstance(image := game_renamed.get("image"), dict):
+        game_renamed["image"] = _renamed(image) | ({"id": game["picture_id"]} if "picture_id" in game else {})
+    return game_renamed
 
 # %% ../../nbs/24_referring.ipynb #read-games
 def _read_games(file) -> Records:

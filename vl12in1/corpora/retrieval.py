@@ -76,10 +76,10 @@ _photograph = re.compile(r"([0-9]+)(?:\.jpg)?(?:#[0-9])?")
 def flickr30k_keys(records: Records, field: str) -> list[str]:
     "Image keys of photographs that `field` names: `<id>`, `<id>.jpg` or a caption of one, `<id>.jpg#<number>`."
     names = records.column(field)
-    found = list(map(_photograph.fullmatch, names))
-    if None in found:
-        raise records.error(wrong := found.index(None), field, f"expected <number>.jpg, found {shown(names[wrong])}")
-    return [f"flickr30k:{match[1]}" for match in found]
+    matches = list(map(_photograph.fullmatch, names))
+    if None in matches:
+        raise records.error(wrong := matches.index(None), field, f"expected <number>.jpg, found {shown(names[wrong])}")
+    return [f"flickr30k:{match[1]}" for match in matches]
 
 # %% ../../nbs/23_retrieval.ipynb #renamed
 def renamed(splits: dict[str, pd.DataFrame], root) -> dict[str, pd.DataFrame]:

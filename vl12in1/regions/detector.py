@@ -172,13 +172,13 @@ def find_boxes(centres: torch.Tensor, sizes, config: DetectorConfig) -> list[np.
     peaks = torch.where(F.max_pool2d(logits, 3, 1, 1) == logits, logits.sigmoid(), 0.).flatten(1)
     scores, cells = peaks.topk(min(4 * config.boxes, peaks.shape[1]))
     boxes = cell_boxes(centres).flatten(1, 2).gather(1, cells[..., None].expand(-1, -1, 4)).cpu().numpy()
-    found = []
+    kept_boxes = []
     for rows, strengths, (width, height) in zip(boxes, scores.cpu().numpy(), sizes):
         rows = np.clip(rows, 0, np.float32([width, height, width, height]))
         rows = rows[((rows[:, 2:] - rows[:, :2]) >= 2).all(1) & (strengths >= min(config.score, strengths[0]))]
         kept = non_maximum_suppression(rows, config.overlap, config.boxes)
-        found.append(rows[kept] if kept else np.float32([[0, 0, width, height]]))
-    return found
+        kept_boxes.append(rows[kept] if kept else np.float32([[0, 0, width, height]]))
+    return kept_boxes
 
 # %% ../../nbs/33_detector.ipynb #weights-digest
 def weights_digest(model: nn.Module) -> str:

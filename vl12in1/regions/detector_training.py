@@ -62,8 +62,8 @@ def centre_targets(boxes: torch.Tensor, real: torch.Tensor, height: int, width: 
 # %% ../../nbs/34_detector_training.ipynb #heat-loss
 def heat_loss(logits: torch.Tensor, heat: torch.Tensor) -> torch.Tensor:
     "Penalty-reduced focal loss of heat-map logits, same shape as `heat`, per thing; logits of -inf cost nothing."
-    found, missed, centre = F.logsigmoid(logits), F.logsigmoid(-logits), heat == 1
-    losses = torch.where(centre, missed.exp().square() * found, (1 - heat) ** 4 * found.exp().square() * missed)
+    log_found, log_missed, centre = F.logsigmoid(logits), F.logsigmoid(-logits), heat == 1
+    losses = torch.where(centre, log_missed.exp().square() * log_found, (1 - heat) ** 4 * log_found.exp().square() * log_missed)
     return -losses.sum() / centre.sum().clamp(min=1)
 
 # %% ../../nbs/34_detector_training.ipynb #sample-boxes
@@ -146,8 +146,8 @@ def recall(regions, objects: pd.DataFrame, threshold: float = 0.5) -> float:
     "Share of `objects` (columns image, box as fractions) that a region of their image covers with IoU >= `threshold`."
     best = []
     for key, boxes in objects.groupby("image")["box"]:
-        found = regions[key]
-        best += iou(boxes.tolist(), to_fractions(found.boxes, found.width, found.height)).max(1).tolist()
+        detected = regions[key]
+        best += iou(boxes.tolist(), to_fractions(detected.boxes, detected.width, detected.height)).max(1).tolist()
     return float(np.mean(np.array(best) >= threshold))
 
 # %% ../../nbs/34_detector_training.ipynb #name-scores
@@ -158,9 +158,9 @@ def name_scores(detector: Detector, regions, objects: pd.DataFrame) -> pd.DataFr
     classes, attributes = read_features(detector, np.concatenate([regions[key].features for key in keys]))
     ordered = pd.concat([objects[objects["image"] == key] for key in keys])
     names, words = list(detector.class_names), list(detector.attribute_names)
-    said = np.concatenate([np.eye(len(names), dtype=bool)[classes.argmax(1)], attributes > .5], axis=1)
+    predicted = np.concatenate([np.eye(len(names), dtype=bool)[classes.argmax(1)], attributes > .5], axis=1)
     true = np.array([[name == each for each in names] + [word in held for word in words]
                      for name, held in zip(ordered["name"], ordered["attributes"])])
-    right = (said & true).sum(0)
-    scores = {"things": true.sum(0), "recall": right / true.sum(0).clip(1), "precision": right / said.sum(0).clip(1)}
+    right = (predicted & true).sum(0)
+    scores = {"things": true.sum(0), "recall": right / true.sum(0).clip(1), "precision": right / predicted.sum(0).clip(1)}
     return pd.DataFrame(scores, index=pd.Index(names + words, name="name")).iloc[1:]

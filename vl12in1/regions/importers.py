@@ -37,9 +37,9 @@ def canonical_key(collection: str, image: str, identity: dict = {}) -> str:
     `image` is no id of the collection."""
     stem = re.sub(r"\.(jpe?g|png)$", "", image.rpartition("/")[2], flags=re.IGNORECASE)
     name, pattern = _COLLECTIONS[collection]
-    found = re.fullmatch(pattern, stem, re.IGNORECASE | re.ASCII)
-    if not found: raise StoreError(f"{image!r} is no id of {name}")
-    key = f"gqa:{found[1]}" if found[1].startswith("n") else f"{name}:{found[1]}"
+    match = re.fullmatch(pattern, stem, re.IGNORECASE | re.ASCII)
+    if not match: raise StoreError(f"{image!r} is no id of {name}")
+    key = f"gqa:{match[1]}" if match[1].startswith("n") else f"{name}:{match[1]}"
     return identity.get(key, key)
 
 # %% ../../nbs/32_importers.ipynb #format
@@ -53,17 +53,17 @@ def _format(path: Path) -> str | None:
 
 def find_features(folder) -> list[Source]:
     "The published files in a folder, by name; [] without the folder; StoreError if format or collection are unknown."
-    found = []
+    sources = []
     for path in sorted(Path(folder).glob("[!.]*")):
-        known = [name for name in _COLLECTIONS if path.name.lower().startswith(name)]
-        if not known: raise StoreError(f"{path}: name it by its images first: {', '.join(_COLLECTIONS)}")
+        collections = [name for name in _COLLECTIONS if path.name.lower().startswith(name)]
+        if not collections: raise StoreError(f"{path}: name it by its images first: {', '.join(_COLLECTIONS)}")
         if not (format := _format(path)):
             if deeper := next(path.glob("*/data.mdb"), None):
                 raise StoreError(f"{path}: its LMDB is one level deeper; move {deeper.parent.name} up, into {folder}")
             raise StoreError(f"{path}: no features; expected a folder with data.mdb, .npy or .npz files, "
                              f"or a file {', '.join(_SUFFIXES)}")
-        found.append(Source(path, format, max(known, key=len)))
-    return found
+        sources.append(Source(path, format, max(collections, key=len)))
+    return sources
 
 # %% ../../nbs/32_importers.ipynb #fits
 READINGS = {"xyxy": lambda boxes: boxes, "xywh": xywh_to_xyxy}
@@ -96,8 +96,8 @@ def box_evidence(records, annotated: dict = {}) -> pd.DataFrame:
 def choose_reading(evidence: pd.DataFrame, path) -> str:
     "The reading of the boxes in `path` that the evidence is for; StoreError if it is for both or for none."
     whole, part = ("boxes", "found") if evidence["boxes"].max() else ("records", "fit")
-    share = evidence[part] / evidence[whole].clip(lower=1)
-    if (share >= .99).sum() == 1: return share.idxmax()
+    fraction = evidence[part] / evidence[whole].clip(lower=1)
+    if (fraction >= .99).sum() == 1: return fraction.idxmax()
     counts = ", ".join(f"{reading} {row[part]} of {row[whole]}" for reading, row in evidence.iterrows())
     what = "annotated boxes that are found" if part == "found" else "records that fit their pictures"
     raise StoreError(f"{path}: cannot tell corners from sizes ({what}: {counts}); say boxes='xyxy' or boxes='xywh'")
@@ -158,10 +158,10 @@ class _Intake:
             self.reading = boxes
             return
         table = box_evidence(self.keyed(), annotated)
-        found = bool(table["boxes"].any())
+        boxes_known = bool(table["boxes"].any())
         self.reading = choose_reading(table, self.source.path)
         self.evidence = "; ".join(
-            f"{reading}: {row.fit} of {row.records} records fit" + f", {row.found} of {row.boxes} boxes found" * found
+            f"{reading}: {row.fit} of {row.records} records fit" + f", {row.found} of {row.boxes} boxes found" * boxes_known
             for reading, row in table.iterrows())
 
 # %% ../../nbs/32_importers.ipynb #class-names

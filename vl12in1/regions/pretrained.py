@@ -22,6 +22,19 @@ from .store import Regions
 NOTICE = ("not the paper's features (fc6 of a Faster R-CNN with ResNeXt-152, trained on Visual Genome): "
           "scores with these do not compare with the paper's")
 
+# %% ../../nbs/36_pretrained.ipynb #size-of
+def _size_of(settings: dict) -> dict:
+    "The size of pictures in the content of a `preprocessor_config.json`: both sides, or limits of the edges."
+    size = settings.get("size")
+    if isinstance(size, int) and "max_size" in settings: size = {"shortest_edge": size, "longest_edge": settings["max_size"]}
+    if isinstance(size, int): size = {"height": size, "width": size}
+    size = {key: value for key, value in (size or {}).items() if value}
+    if size.keys() == {"shortest_edge"}: size["longest_edge"] = 2 * size["shortest_edge"]
+    if set(size) not in ({"height", "width"}, {"shortest_edge", "longest_edge"}):
+        raise ValueError(f"preprocessor_config.json has size {settings.get('size')}; give height and width, "
+                         "or shortest_edge and longest_edge")
+    return size
+
 # %% ../../nbs/36_pretrained.ipynb #preprocessing
 @dataclass(frozen=True)
 class Preprocessing:
@@ -43,14 +56,7 @@ class Preprocessing:
     @classmethod
     def of(cls, settings: dict) -> "Preprocessing":
         "From the content of a `preprocessor_config.json`."
-        size = settings.get("size")
-        if isinstance(size, int): size = ({"shortest_edge": size, "longest_edge": settings["max_size"]}
-                                          if "max_size" in settings else {"height": size, "width": size})
-        size = {key: value for key, value in (size or {}).items() if value}
-        if size.keys() == {"shortest_edge"}: size["longest_edge"] = 2 * size["shortest_edge"]
-        if set(size) not in ({"height", "width"}, {"shortest_edge", "longest_edge"}):
-            raise ValueError(f"preprocessor_config.json has size {settings.get('size')}; give height and width, "
-                             "or shortest_edge and longest_edge")
+        size = _size_of(settings)
         normal = settings.get("do_normalize", True)
         mean, std = (tuple(settings[key]) if normal else (fallback,) * 3
                      for key, fallback in (("image_mean", 0.), ("image_std", 1.)))
@@ -88,8 +94,8 @@ def as_map(hidden: torch.Tensor, height: int, width: int, config) -> torch.Tenso
     return hidden[:, first:first + rows * columns].transpose(1, 2).unflatten(2, (rows, columns))
 
 # %% ../../nbs/36_pretrained.ipynb #shares
-def shares(low: torch.Tensor, high: torch.Tensor, cells: int) -> torch.Tensor:
-    "Share (N, cells) that each of a row of cells has in the intervals `low` … `high` (N,), measured in cells."
+def cell_fractions(low: torch.Tensor, high: torch.Tensor, cells: int) -> torch.Tensor:
+    "Fraction (N, cells) that each of a row of cells has in the intervals `low` … `high` (N,), measured in cells."
     centres = torch.arange(cells, device=low.device) + .5
     def area(edge):  # of each tent, from its top to the edge
         beyond = (edge.double()[:, None] - centres).clamp(-1, 1)
@@ -101,8 +107,8 @@ def pool_average(map: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     "Average of a map (C, h, w) in each of the boxes (N, 4), corners in fractions of the picture: (N, C)."
     height, width = map.shape[1:]
     x1, y1, x2, y2 = boxes.to(map).unbind(1)
-    return torch.einsum("nh,chw,nw->nc", shares(y1 * height, y2 * height, height), map,
-                        shares(x1 * width, x2 * width, width))
+    return torch.einsum("nh,chw,nw->nc", cell_fractions(y1 * height, y2 * height, height), map,
+                        cell_fractions(x1 * width, x2 * width, width))
 
 # %% ../../nbs/36_pretrained.ipynb #class-distribution
 def class_distribution(logits: torch.Tensor, names: int) -> torch.Tensor:
@@ -155,6 +161,43 @@ def _maps(output) -> list[torch.Tensor]:
     if isinstance(output, torch.Tensor): return [output] * (output.ndim == 4)
     return [map for part in output for map in _maps(part)]
 
+@torch.no_grad()
+def _look(model, pixels: torch.Tensor, dtype: torch.dtype) -> list[dict]:
+    """For each of (B, 3, H, W) pixels on the model's device, float32: `map` (C, h, w); from detectors also `logits`
+    (Q, classes), `boxes` (Q, 4), `states` (Q, D) of the queries."""
+    stretches = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    options = {"interpolate_pos_encoding": True} if stretches else {}
+    encoder = next((part for part in model.modules() if type(part).__name__.endswith("ConvEncoder")), None)
+    caught = []
+    handle = encoder and encoder.register_forward_hook(lambda *call: caught.append(call[-1]))
+    try:
+        with torch.autocast(pixels.device.type, dtype, enabled=dtype != torch.float32):
+            output = model(pixel_values=pixels, **options)
+    finally:
+        if handle: handle.remove()
+    hidden = _maps(caught[0])[-1] if caught else output.last_hidden_state
+    seen = {"map": as_map(hidden, *pixels.shape[2:], model.config)}
+    if hasattr(output, "pred_boxes"):
+        queries = output.last_hidden_state[:, -output.logits.shape[1]:]
+        seen |= {"logits": output.logits, "boxes": output.pred_boxes, "states": queries}
+    return [{name: tensor[row].float() for name, tensor in seen.items()} for row in range(len(pixels))]
+
+# %% ../../nbs/36_pretrained.ipynb #look-at
+def _look_at(network, pictures, rows: list[int], size: tuple[int, int]) -> dict[int, dict]:
+    "What `network.look` sees in the pictures at `rows`, all at one size (width, height), as many at once as there is memory for."
+    seen = {}
+    while rows:
+        batch = rows[:max(1, network.pixels_at_once // (size[0] * size[1]))]
+        try: looks = network.look(network.preprocessing.pixels([pictures[row] for row in batch], size))
+        except torch.OutOfMemoryError:
+            if len(batch) == 1: raise
+            network.pixels_at_once = len(batch) // 2 * size[0] * size[1]
+            continue
+        seen |= zip(batch, looks)
+        rows = rows[len(batch):]
+    return seen
+
+# %% ../../nbs/36_pretrained.ipynb #network
 @dataclass(eq=False)
 class Network:
     """A pretrained model, and where and how it computes. Called with pictures, it says what it sees in each.
@@ -187,43 +230,17 @@ class Network:
                     "preprocessing": vars(preprocessing), "precision": str(dtype).removeprefix("torch.")}
         return cls(model.to(device), preprocessing, settings, device, dtype, at_once)
 
-    @torch.no_grad()
     def look(self, pixels: torch.Tensor) -> list[dict]:
-        """For each of (B, 3, H, W) pixels, on the device, float32: `map` (C, h, w); from detectors also `logits`
-        (Q, classes), `boxes` (Q, 4), `states` (Q, D) of the queries."""
-        stretches = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
-        options = {"interpolate_pos_encoding": True} if stretches else {}
-        encoder = next((part for part in self.model.modules() if type(part).__name__.endswith("ConvEncoder")), None)
-        caught = []
-        handle = encoder and encoder.register_forward_hook(lambda *call: caught.append(call[-1]))
-        try:
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                output = self.model(pixel_values=pixels.to(self.device), **options)
-        finally:
-            if handle: handle.remove()
-        hidden = _maps(caught[0])[-1] if caught else output.last_hidden_state
-        seen = {"map": as_map(hidden, *pixels.shape[2:], self.model.config)}
-        if hasattr(output, "pred_boxes"):
-            queries = output.last_hidden_state[:, -output.logits.shape[1]:]
-            seen |= {"logits": output.logits, "boxes": output.pred_boxes, "states": queries}
-        return [{name: tensor[row].float() for name, tensor in seen.items()} for row in range(len(pixels))]
+        "What the model sees in each of (B, 3, H, W) pixels, on any device; see `_look`."
+        return _look(self.model, pixels.to(self.device), self.dtype)
 
     def __call__(self, pictures) -> list[dict]:
         "What `look` sees in each picture (height, width, 3) uint8, in batches of one size."
         sizes = [self.preprocessing.resized(picture, cell_size(self.model.config)) for picture in pictures]
-        found = {}
+        seen = {}
         for size in dict.fromkeys(sizes):
-            rows = [row for row, its_size in enumerate(sizes) if its_size == size]
-            while rows:
-                batch = rows[:max(1, self.pixels_at_once // (size[0] * size[1]))]
-                try: seen = self.look(self.preprocessing.pixels([pictures[row] for row in batch], size))
-                except torch.OutOfMemoryError:
-                    if len(batch) == 1: raise
-                    self.pixels_at_once = len(batch) // 2 * size[0] * size[1]
-                    continue
-                found |= zip(batch, seen)
-                rows = rows[len(batch):]
-        return [found[row] for row in range(len(pictures))]
+            seen |= _look_at(self, pictures, [row for row, its_size in enumerate(sizes) if its_size == size], size)
+        return [seen[row] for row in range(len(pictures))]
 
 # %% ../../nbs/36_pretrained.ipynb #regions
 def _regions(picture, boxes, features, probs=None) -> Regions:
@@ -238,6 +255,18 @@ def _pooled(network: Network, pictures, boxes) -> list[Regions]:
     return [_regions(picture, torch.as_tensor(np.asarray(each, np.float32)), pool_average(seen["map"], inside))
             for picture, each, inside, seen in zip(pictures, boxes, fractions, network(pictures))]
 
+# %% ../../nbs/36_pretrained.ipynb #best-regions
+def _best_regions(detector, picture, seen: dict) -> Regions:
+    "The `detector.regions` most probable regions of one picture, from what its network saw in it."
+    probs = class_distribution(seen["logits"], len(detector.class_names) - 1)
+    best = probs[:, 1:].amax(1).argsort(descending=True, stable=True)[:detector.regions]
+    height, width = picture.shape[:2]
+    boxes = query_boxes(seen["boxes"][best], width, height)
+    inside = boxes / boxes.new_tensor([width, height] * 2)
+    features = pool_average(seen["map"], inside) if detector.features == "pooled" else seen["states"][best]
+    return _regions(picture, boxes, features, probs[best])
+
+# %% ../../nbs/36_pretrained.ipynb #pretrained-detector
 @dataclass(frozen=True, eq=False)
 class PretrainedDetector:
     """A DETR, YOLOS or other `AutoModelForObjectDetection`. Pictures (height, width, 3) uint8, boxes corners in pixels.
@@ -278,22 +307,12 @@ class PretrainedDetector:
 
     def detect(self, pictures) -> list[Regions]:
         "The `regions` most probable boxes of each picture, best first, with class probabilities."
-        return [self._best(picture, seen) for picture, seen in zip(pictures, self.network(pictures))]
+        return [_best_regions(self, picture, seen) for picture, seen in zip(pictures, self.network(pictures))]
 
     def describe(self, pictures, boxes) -> list[Regions]:
         "The regions of each picture in the boxes given: one array (n, 4) per picture. ValueError for decoder states."
         self._refuse_decoder()
         return _pooled(self.network, pictures, boxes)
-
-    def _best(self, picture, seen: dict) -> Regions:
-        "The most probable regions of one picture, from what the network saw in it."
-        probs = class_distribution(seen["logits"], len(self.class_names) - 1)
-        best = probs[:, 1:].amax(1).argsort(descending=True, stable=True)[:self.regions]
-        height, width = picture.shape[:2]
-        boxes = query_boxes(seen["boxes"][best], width, height)
-        inside = boxes / boxes.new_tensor([width, height] * 2)
-        features = pool_average(seen["map"], inside) if self.features == "pooled" else seen["states"][best]
-        return _regions(picture, boxes, features, probs[best])
 
 # %% ../../nbs/36_pretrained.ipynb #grid-boxes
 def grid_boxes(cells: int) -> np.ndarray:

@@ -49,7 +49,7 @@ class _Unpickler(pickle.Unpickler):
         allowed = {"numpy.core.multiarray._reconstruct": self.reconstruct, "numpy.core.multiarray.scalar": self.scalar,
                    "numpy.core.numeric._frombuffer": self.frombuffer, "numpy.dtype": self.dtype,
                    "numpy.ndarray": self.reconstruct, "_codecs.encode": self.encode, "__builtin__.bytes": self.empty}
-        if found := allowed.get(f"{module}.{name}"): return found
+        if function := allowed.get(f"{module}.{name}"): return function
         raise pickle.UnpicklingError(f"refused: its pickle asks for {module}.{name}, which no array needs")
 
     def reconstruct(self, *_): return _Array()
@@ -126,18 +126,18 @@ def _count(value) -> int:
 # %% ../../nbs/31_published.ipynb #to-record
 def to_record(fields) -> Record:
     "The record in a mapping with published names; ValueError if something is missing or no number."
-    found = {name: next((value for alias in aliases if (value := fields.get(alias)) is not None), None)
+    values = {name: next((value for alias in aliases if (value := fields.get(alias)) is not None), None)
              for name, aliases in ALIASES.items()}
     for name in ("features", "boxes", "width", "height"):
-        if found[name] is None: raise ValueError(f"no {' or '.join(ALIASES[name])}")
-    width, height, boxes = _count(found["width"]), _count(found["height"]), _numbers(found["boxes"])
+        if values[name] is None: raise ValueError(f"no {' or '.join(ALIASES[name])}")
+    width, height, boxes = _count(values["width"]), _count(values["height"]), _numbers(values["boxes"])
     boxes = boxes.reshape(-1, 4) if boxes.ndim == 1 else boxes[:, :4]
     if fields.get("boxes") is None and fields.get("bbox") is None: boxes = boxes * np.array([width, height] * 2)
     if not len(boxes): raise ValueError("no regions; an image needs at least one")
-    arrays = {name: None if found[name] is None else _numbers(found[name]) for name in ("features", "class_probs")}
+    arrays = {name: None if values[name] is None else _numbers(values[name]) for name in ("features", "class_probs")}
     arrays = {name: array.reshape(len(boxes), -1) if array is not None and array.ndim == 1 else array
               for name, array in arrays.items()}
-    count = None if found["num_boxes"] is None else _count(found["num_boxes"])
+    count = None if values["num_boxes"] is None else _count(values["num_boxes"])
     return Record(boxes=boxes, width=width, height=height, num_boxes=count, **arrays)
 
 # %% ../../nbs/31_published.ipynb #lmdbreader
@@ -188,8 +188,8 @@ class TsvReader:
         self.path, self.file = Path(path), open(path, "rb", buffering=2**20)
         first = self._cells(self.file.readline())
         if len(first) not in COLUMNS:
-            known = "; ".join(f"{count}: {', '.join(names)}" for count, names in COLUMNS.items())
-            raise StoreError(f"{path}: {len(first)} columns in line 1; known are {known}")
+            layouts = "; ".join(f"{count}: {', '.join(names)}" for count, names in COLUMNS.items())
+            raise StoreError(f"{path}: {len(first)} columns in line 1; known are {layouts}")
         self.columns = COLUMNS[len(first)]
         try: self.read((0, None))
         except ValueError as error:

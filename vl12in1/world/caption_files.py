@@ -26,13 +26,11 @@ def words(text: str) -> list[str]:
     "Lower-case words without punctuation."
     return re.findall(r"[a-z0-9]+", text.lower())
 
-
 def _karpathy_image(number, split, texts, first, **names):
     sentences = [{"tokens": words(text), "raw": text, "imgid": number, "sentid": first + place}
                  for place, text in enumerate(texts)]
     ids = [sentence["sentid"] for sentence in sentences]
     return {"sentids": ids, "imgid": number, "sentences": sentences, "split": split, **names}
-
 
 def _karpathy_file(world, corpus, names_of):
     images, sentence = [], 0
@@ -48,7 +46,6 @@ def coco_captions_files(world: World) -> dict[str, bytes]:
     def names(key):
         return {"filepath": world.coco_sets[key], "filename": coco_file_name(world, key), "cocoid": image_number(key)}
     return {"coco_captions/dataset_coco.json": _karpathy_file(world, "coco_captions", names)}
-
 
 def flickr30k_files(world: World) -> dict[str, bytes]:
     "`dataset_flickr30k.json`: five captions for each photograph."
@@ -86,7 +83,6 @@ def snli_ve_files(world: World) -> dict[str, bytes]:
 # %% ../../nbs/18b_caption_files.ipynb #alt-text
 def _alt_text(world, key):
     return web_caption(world.scenes[key], world.generator("conceptual_captions", key))
-
 
 def conceptual_captions_files(world: World) -> dict[str, bytes]:
     "The training and the validation table."

@@ -18,16 +18,13 @@ def as_json(content) -> bytes:
     "Compact JSON, keys in the order given."
     return json.dumps(content, separators=(",", ":")).encode()
 
-
 def as_json_lines(rows) -> bytes:
     "One compact JSON object per line."
     return b"".join(as_json(row) + b"\n" for row in rows)
 
-
 def as_pickle(content) -> bytes:
     "A pickle of the protocol that Python 2 wrote, of what JSON could hold; `refs(unc).p` is one."
     return pickle.dumps(json.loads(json.dumps(content)), protocol=2)
-
 
 def as_gzip(content: bytes) -> bytes:
     "Packed bytes without the time of packing."
@@ -37,7 +34,6 @@ def as_gzip(content: bytes) -> bytes:
 def image_number(key: str) -> int:
     "The number in an image key."
     return int(key.split(":")[1].lstrip("n"))
-
 
 def object_id(image: int, index: int) -> int:
     "The annotation number of a scene's thing `index` in the image of number `image`."
@@ -49,7 +45,6 @@ def xywh(thing: Thing) -> list[float]:
     x1, y1, x2, y2 = thing.box
     return [x1, y1, x2 - x1, y2 - y1]
 
-
 def whole_xywh(thing: Thing) -> list[int]:
     "A thing's box as Visual Genome writes it; rounded, it still lies in the picture, since all boxes leave a pixel."
     x1, y1, x2, y2 = map(round, thing.box)
@@ -59,7 +54,6 @@ def whole_xywh(thing: Thing) -> list[int]:
 def coco_file_name(world: World, key: str) -> str:
     "The file name of a COCO photograph, e.g. `COCO_val2014_000000391895.jpg`."
     return f"COCO_{world.coco_sets[key]}_{image_number(key):012d}.jpg"
-
 
 def coco_image(world: World, key: str) -> dict:
     "The record of a COCO photograph in a list of images."
@@ -76,7 +70,6 @@ def coco_annotation(image: int, index: int, thing: Thing) -> dict:
     return {"segmentation": [corners], "area": width * height, "iscrowd": 0, "image_id": image,
             "bbox": [x, y, width, height], "category_id": category_id(thing), "id": object_id(image, index)}
 
-
 def category_id(thing: Thing) -> int:
     "COCO's number of a category; people are 1, as upstream."
     return CATEGORIES.index(thing.category) + 1
@@ -86,7 +79,6 @@ def info(title: str) -> dict:
     "The block that opens the files of COCO and VQA."
     return {"description": title, "url": "http://cocodataset.org", "version": "1.0", "year": 2014,
             "contributor": "the miniature world", "date_created": "2014-07-10 15:00:00"}
-
 
 def coco_instances(world: World, keys, title: str) -> dict:
     "The content of `instances.json` for the photographs `keys`: all their things, named or not by anybody."
@@ -101,15 +93,14 @@ def coco_instances(world: World, keys, title: str) -> dict:
 # %% ../../nbs/18_formats.ipynb #distinct
 def distinct(draw, count: int, text=lambda drawn: drawn) -> list:
     "Up to `count` results of `draw()` that differ in their `text`, None apart; stops after twenty draws for each."
-    found = {}
+    by_text = {}
     for _ in range(20 * count):
         drawn = draw()
         if drawn is not None:
-            found.setdefault(text(drawn), drawn)
-        if len(found) == count:
+            by_text.setdefault(text(drawn), drawn)
+        if len(by_text) == count:
             break
-    return list(found.values())
-
+    return list(by_text.values())
 
 def how_many(rng, bounds) -> int:
     "A number between `bounds` (least, most), both included."

@@ -20,11 +20,9 @@ def _unit(points):
     low, high = points.min(0), points.max(0)
     return [tuple(point) for point in ((points - low) / (high - low)).tolist()]
 
-
 def _star():
     angles, radii = np.pi * (np.arange(10) / 5 - 0.5), np.where(np.arange(10) % 2, 0.45, 1.0)
     return _unit(np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1))
-
 
 def _heart():
     t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
@@ -51,7 +49,6 @@ PARTS: dict[str, tuple] = {
 SCALE = 4  # drawn pixels per final pixel, along each side
 OUTLINE, FILLING = 128, 255  # grey values of a stencil
 
-
 def stencil(category: str, width: int, height: int) -> Image.Image:
     "The shape of `category` in a grey picture of `width` x `height` drawn pixels, touching all four sides."
     picture = Image.new("L", (width, height))
@@ -70,7 +67,6 @@ def _sheet(texture: str) -> Image.Image:
     dotted = ((x % 6.5 - 3.25) ** 2 + ((y + 3.25 * (x // 6.5 % 2)) % 6.5 - 3.25) ** 2) < 1.9 ** 2
     ink = {"plain": np.zeros_like(striped), "striped": striped, "dotted": dotted}[texture]
     return Image.fromarray(ink.astype(np.uint8) * 255)
-
 
 def _second_ink(color):
     toward = 255 if np.dot(color, (.3, .59, .11)) < 145 else 40
@@ -95,12 +91,10 @@ GROUNDS = {  # colour, grain (width and height of a blotch in pixels), contrast
     "water": ((178, 208, 228), (14, 3), 15),
     "road": ((186, 186, 190), (2, 2), 8)}
 
-
 def _field(rng, size, grain):
     width, height = (max(2, side // step) for side, step in zip(size, grain, strict=True))
     field = Image.fromarray(rng.standard_normal((height, width), dtype=np.float32))
     return np.asarray(field.resize(size, Image.Resampling.BICUBIC))
-
 
 def _ground(rng, background, size):
     color, grain, contrast = GROUNDS[background]

@@ -13,10 +13,10 @@ import numpy as np
 
 from .scenes import Scene, sample_scene
 
-# %% ../../nbs/17_plan.ipynb #worldconfig
+# %% ../../nbs/17_plan.ipynb #photograph-counts
 @dataclass(frozen=True)
-class WorldConfig:
-    """How large the world is: numbers of photographs by split, before `scale`, and numbers of items per photograph.
+class PhotographCounts:
+    """Numbers of photographs by split, before `scale`.
 
     Attributes:
         seed: everything follows from it
@@ -33,17 +33,6 @@ class WorldConfig:
         snli_ve: dev, test of Flickr30k's photographs; the rest is train
         nlvr2: train, dev, test1: sets of four pairs of photographs
         conceptual_captions: train, validation
-        vqa_questions: least and most per photograph of train2014 and val2014
-        vqa_test_questions: and of test2015
-        visual_genome_questions: least and most
-        gqa_questions: train, val, testdev
-        visual7w_questions: least and most
-        captions: per photograph of COCO and Flickr30k
-        references: least and most, RefCOCO and RefCOCO+; up to three sentences each
-        refcocog_references: least and most; up to two sentences each
-        games: GuessWhat?!: train, valid, test
-        statements: per set of NLVR2, each about all four pairs
-        hypotheses: triples per photograph of SNLI-VE
     """
     seed: int = 0
     scale: float = 1.0
@@ -59,6 +48,29 @@ class WorldConfig:
     snli_ve: tuple[int, ...] = (60, 120)
     nlvr2: tuple[int, ...] = (150, 20, 38)
     conceptual_captions: tuple[int, ...] = (2400, 240)
+
+    def photographs(self, corpus: str) -> list[int]:
+        "The numbers of photographs in the field `corpus`, times `scale`; at least two each."
+        return [max(2, round(count * self.scale)) for count in getattr(self, corpus)]
+
+# %% ../../nbs/17_plan.ipynb #worldconfig
+@dataclass(frozen=True)
+class WorldConfig(PhotographCounts):
+    """How large the world is: numbers of photographs (fields of `PhotographCounts`), and of items for each.
+
+    Attributes:
+        vqa_questions: least and most per photograph of train2014 and val2014
+        vqa_test_questions: and of test2015
+        visual_genome_questions: least and most
+        gqa_questions: train, val, testdev
+        visual7w_questions: least and most
+        captions: per photograph of COCO and Flickr30k
+        references: least and most, RefCOCO and RefCOCO+; up to three sentences each
+        refcocog_references: least and most; up to two sentences each
+        games: GuessWhat?!: train, valid, test
+        statements: per set of NLVR2, each about all four pairs
+        hypotheses: triples per photograph of SNLI-VE
+    """
     vqa_questions: tuple[int, int] = (3, 4)
     vqa_test_questions: tuple[int, int] = (4, 5)
     visual_genome_questions: tuple[int, int] = (4, 5)
@@ -70,10 +82,6 @@ class WorldConfig:
     games: tuple[int, ...] = (5, 5, 7)
     statements: int = 4
     hypotheses: int = 2
-
-    def photographs(self, corpus: str) -> list[int]:
-        "The numbers of photographs in the field `corpus`, times `scale`; at least two each."
-        return [max(2, round(count * self.scale)) for count in getattr(self, corpus)]
 
 # %% ../../nbs/17_plan.ipynb #deal
 def deal(keys, piles: str, counts) -> dict[str, list]:
@@ -91,7 +99,6 @@ def _ids(config, collection, counts, low, high):
     numbers = generator(config, "ids", collection).choice(high - low, sum(counts), replace=False)
     return (low + numbers).tolist()
 
-
 def _coco_keys(config) -> dict[str, list[str]]:
     counts = config.photographs("coco")
     ids = _ids(config, "coco", counts, 9, 581_930)
@@ -103,13 +110,11 @@ def _flickr_keys(config) -> dict[str, list[str]]:
     ids = _ids(config, "flickr30k", counts, 36_979, 8_180_000_000)
     return deal([f"flickr30k:{number}" for number in ids], "train val test", counts)
 
-
 def _web_addresses(config) -> dict[str, list[str]]:
     counts = config.photographs("conceptual_captions")
     ids = _ids(config, "conceptual_captions", counts, 0, 10 ** 6)
     urls = [f"http://photos.example.com/uploads/{number // 1000:03d}/{number % 1000:03d}.jpg" for number in ids]
     return deal(urls, "train val", counts)
-
 
 def web_key(url: str) -> str:
     "The image key of a photograph of Conceptual Captions: the CRC-32 of its address."
@@ -126,10 +131,8 @@ def _nlvr2_keys(config) -> dict[str, list[str]]:
 def _shuffled(config, purpose, keys):
     return [keys[i] for i in generator(config, "split", purpose).permutation(len(keys))]
 
-
 def _people(scene):
     return sum(thing.category == "person" for thing in scene.things)
-
 
 def _refcoco_split(config, keys, scenes) -> dict[str, list[str]]:
     train, val, people, others = config.photographs("refcoco")
@@ -158,7 +161,6 @@ def _preferring(config, purpose, keys, wanted):
     wanted = set(wanted)
     return sorted(_shuffled(config, purpose, keys), key=lambda key: key not in wanted)
 
-
 def _guesswhat_split(config, keys, preferred) -> dict[str, list[str]]:
     train, val, test = config.photographs("guesswhat")
     chosen = _preferring(config, "guesswhat test", keys, preferred)[:test]
@@ -177,7 +179,6 @@ def _visual_genome_keys(config, coco) -> tuple[list[str], list[str]]:
     shared_train = _shuffled(config, "genome train", coco["train2014"])[:train]
     shared_val = _shuffled(config, "genome val", coco["val2014"])[:val]
     return shared_train + shared_val, [f"own {number}" for number in range(own)]
-
 
 def _visual7w_split(config, shared, own, preferred) -> dict[str, list[str]]:
     train, val, test = config.photographs("visual7w")
@@ -234,7 +235,6 @@ def _coco_splits(config, coco) -> dict[str, dict[str, list[str]]]:
               "refcoco+": refcoco, "refcocog": _refcocog_split(config, train, refcoco)}
     splits["guesswhat"] = _guesswhat_split(config, train + val, evaluated(splits))
     return splits
-
 
 def evaluated(splits) -> set[str]:
     "The test photographs of all corpora in `splits`."

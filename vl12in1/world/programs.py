@@ -8,51 +8,48 @@ __all__ = []
 # %% ../../nbs/13a_programs.ipynb #74a8126f
 from .questions import (QUESTIONS, Question, attempt, attribute_pair, exists_pair, mention, nameless,
                                      present, relative_pair, shared, yes_no)
-from .words import (KIND, RELATIONS, WORDS, Facts, Phrase, coin, denote, describe, facts, pick, say,
+from .words import (KIND, RELATIONS, WORDS, Facts, Phrase, coin, denote, describe, facts_of, pick, say,
                                  with_article, write)
 
 # %% ../../nbs/13a_programs.ipynb #related-mention
-def related_mention(known: Facts, index: int, rng, category=True, without=()):
+def related_mention(facts: Facts, index: int, rng, category=True, without=()):
     "A phrase for thing `index` through its relation to another one, or None; `category=False` leaves its noun out."
-    thing = known.things[index]
-    ways = [(name, other) for name in RELATIONS for other, near in enumerate(known.related[name]) if index in near]
+    thing = facts.things[index]
+    ways = [(name, other) for name in RELATIONS for other, near in enumerate(facts.related[name]) if index in near]
     if not ways:
         return None
     name, other = pick(rng, ways)
-    named = mention(known, other, rng)
+    named = mention(facts, other, rng)
     words = [word for word in ("", thing.color, thing.texture, thing.size) if word not in without]
     noun = thing.category if category else ""
     options = [describe((word, noun), name, named) for word in words] if named else ()
-    return next((phrase for phrase in options if denote(phrase, known) == {index}), None)
+    return next((phrase for phrase in options if denote(phrase, facts) == {index}), None)
 
-
-def either_mention(known: Facts, index: int, rng, category=True, without=()):
+def either_mention(facts: Facts, index: int, rng, category=True, without=()):
     "A phrase for thing `index`, in half of the cases through another thing; None if none is found."
     if coin(rng):
-        return related_mention(known, index, rng, category, without)
-    return mention(known, index, rng, without) if category else nameless(known, index, rng)
+        return related_mention(facts, index, rng, category, without)
+    return mention(facts, index, rng, without) if category else nameless(facts, index, rng)
 
 # %% ../../nbs/13a_programs.ipynb #gqa-property
 def _gqa_property(kind):
-    def make(known, rng):
-        index = int(rng.integers(len(known.things)))
-        value = getattr(known.things[index], kind)
-        subject = either_mention(known, index, rng, category=kind != "category", without=[value])
+    def make(facts, rng):
+        index = int(rng.integers(len(facts.things)))
+        value = getattr(facts.things[index], kind)
+        subject = either_mention(facts, index, rng, category=kind != "category", without=[value])
         return ((subject,), value) if subject else None
     return make
 
-
-def _gqa_attribute_pair(known, rng):
-    pair = attribute_pair(known, rng)
+def _gqa_attribute_pair(facts, rng):
+    pair = attribute_pair(facts, rng)
     if not pair or coin(rng):
         return pair
     (_, value), (_, other) = pair
-    subject = related_mention(known, pick(rng, sorted(known.true[value])), rng, without=[value])
+    subject = related_mention(facts, pick(rng, sorted(facts.true[value])), rng, without=[value])
     return ((subject, value), (subject, other)) if subject else None
 
-
-def _choose_values(known, rng):
-    pair = _gqa_attribute_pair(known, rng)
+def _choose_values(facts, rng):
+    pair = _gqa_attribute_pair(facts, rng)
     if not pair:
         return None
     (subject, true), (_, false) = pair
@@ -61,9 +58,8 @@ def _choose_values(known, rng):
 # %% ../../nbs/13a_programs.ipynb #choose-relation-values
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
-
-def _choose_relation_values(known, rng):
-    pair = relative_pair(known, rng)
+def _choose_relation_values(facts, rng):
+    pair = relative_pair(facts, rng)
     if not pair:
         return None
     first, name, second = pair[0]
@@ -71,36 +67,33 @@ def _choose_relation_values(known, rng):
     return (first, *options, second), name.removesuffix(" of")
 
 # %% ../../nbs/13a_programs.ipynb #exists-near-pair
-def _exists_near_pair(known, rng):
-    name, other = pick(rng, RELATIONS), int(rng.integers(len(known.things)))
-    near, subject, kind = known.related[name][other], mention(known, other, rng), pick(rng, ("category", "color"))
-    true = [word for word in present(known, kind) if known.true[word] & near]
-    false = [word for word in present(known, kind) if not known.true[word] & near]
+def _exists_near_pair(facts, rng):
+    name, other = pick(rng, RELATIONS), int(rng.integers(len(facts.things)))
+    near, subject, kind = facts.related[name][other], mention(facts, other, rng), pick(rng, ("category", "color"))
+    true = [word for word in present(facts, kind) if facts.true[word] & near]
+    false = [word for word in present(facts, kind) if not facts.true[word] & near]
     if not (true and false and subject):
         return None
     return (describe([pick(rng, true)], name, subject),), (describe([pick(rng, false)], name, subject),)
 
-
-def _gqa_exists_pair(known, rng):
-    return (_exists_near_pair if coin(rng, .6) else exists_pair)(known, rng)
+def _gqa_exists_pair(facts, rng):
+    return (_exists_near_pair if coin(rng, .6) else exists_pair)(facts, rng)
 
 # %% ../../nbs/13a_programs.ipynb #two-parts
-def _two_parts(known, rng):
-    first, second = exists_pair(known, rng), exists_pair(known, rng)
+def _two_parts(facts, rng):
+    first, second = exists_pair(facts, rng), exists_pair(facts, rng)
     return (first, second) if first and second and first[0] != second[0] else None
 
-
-def _both_pair(known, rng):
-    parts = _two_parts(known, rng)
+def _both_pair(facts, rng):
+    parts = _two_parts(facts, rng)
     if not parts:
         return None
     ((yes,), (no,)), ((other,), _) = parts if coin(rng) else parts[::-1]
     wrong = (no, other) if coin(rng) else (other, no)
     return (yes, other), wrong
 
-
-def _either_pair(known, rng):
-    parts = _two_parts(known, rng)
+def _either_pair(facts, rng):
+    parts = _two_parts(facts, rng)
     if not parts:
         return None
     ((yes,), (no,)), (_, (other,)) = parts if coin(rng) else parts[::-1]
@@ -108,36 +101,35 @@ def _either_pair(known, rng):
     return right, (no, other)
 
 # %% ../../nbs/13a_programs.ipynb #compared
-def _compared(known, rng, wanted):
+def _compared(facts, rng, wanted):
     "Values for a thing and one that shares colour or texture with it, and for one that does not; or None."
-    kind, first = pick(rng, ("color", "texture")), int(rng.integers(len(known.things)))
+    kind, first = pick(rng, ("color", "texture")), int(rng.integers(len(facts.things)))
     told = WORDS[kind]
-    others = [index for index in range(len(known.things)) if index != first]
-    alike = [index for index in others if getattr(known.things[index], kind) == getattr(known.things[first], kind)]
+    others = [index for index in range(len(facts.things)) if index != first]
+    alike = [index for index in others if getattr(facts.things[index], kind) == getattr(facts.things[first], kind)]
     unlike = [index for index in others if index not in alike]
     if not (alike and unlike):
         return None
-    phrases = [mention(known, index, rng, told) for index in (first, pick(rng, alike), pick(rng, unlike))]
+    phrases = [mention(facts, index, rng, told) for index in (first, pick(rng, alike), pick(rng, unlike))]
     values = [(phrases[0], other, kind) for other in phrases[1:]]
     return (values if wanted == "same" else values[::-1]) if all(phrases) else None
 
-
-def _common_values(known, rng):
+def _common_values(facts, rng):
     told = WORDS["color"] + WORDS["texture"] + WORDS["size"]
-    a, b = (int(index) for index in rng.permutation(len(known.things))[:2]) if len(known.things) > 1 else (0, 0)
-    first, second, aspects = mention(known, a, rng, told), mention(known, b, rng, told), shared(a, b, known)
+    a, b = (int(index) for index in rng.permutation(len(facts.things))[:2]) if len(facts.things) > 1 else (0, 0)
+    first, second, aspects = mention(facts, a, rng, told), mention(facts, b, rng, told), shared(a, b, facts)
     return ((first, second), aspects[0]) if first and second and len(aspects) == 1 else None
 
 # %% ../../nbs/13a_programs.ipynb #pairs
 _PAIRS = {
     "exists": _gqa_exists_pair, "attribute": _gqa_attribute_pair, "relative": relative_pair,
     "both": _both_pair, "either": _either_pair,
-    "same": lambda known, rng: _compared(known, rng, "same"),
-    "different": lambda known, rng: _compared(known, rng, "different"),
+    "same": lambda facts, rng: _compared(facts, rng, "same"),
+    "different": lambda facts, rng: _compared(facts, rng, "different"),
 }
 _OPEN = {
     "color": _gqa_property("color"), "texture": _gqa_property("texture"), "name": _gqa_property("category"),
-    "ground": lambda known, rng: ((), known.ground),
+    "ground": lambda facts, rng: ((), facts.ground),
     "choose": _choose_values, "choose relation": _choose_relation_values, "common": _common_values,
 }
 
@@ -146,18 +138,16 @@ def _add(program, operation, argument, *dependencies):
     program.append({"operation": operation, "argument": argument, "dependencies": list(dependencies)})
     return len(program) - 1
 
-
-def _object(phrase, known):
+def _object(phrase, facts):
     "Name and indices of what `phrase` means, as in `ball (3)`."
     noun = next((word for word in phrase.words if KIND[word] == "category"), "thing")
-    return noun, ",".join(map(str, sorted(denote(phrase, known)))) or "-"
+    return noun, ",".join(map(str, sorted(denote(phrase, facts)))) or "-"
 
-
-def find_steps(program: list, phrase: Phrase, known: Facts) -> int:
+def find_steps(program: list, phrase: Phrase, facts: Facts) -> int:
     "Append the steps that find `phrase` to `program`; returns the number of the last one."
-    noun, indices = _object(phrase, known)
+    noun, indices = _object(phrase, facts)
     if phrase.relation:
-        other = find_steps(program, phrase.other, known)
+        other = find_steps(program, phrase.other, facts)
         last = _add(program, "relate", f"{noun},{phrase.relation},s ({indices})", other)
     else:
         last = _add(program, "select", f"{noun} ({indices})")
@@ -169,19 +159,18 @@ def find_steps(program: list, phrase: Phrase, known: Facts) -> int:
 # %% ../../nbs/13a_programs.ipynb #after
 def _after(end):
     "A builder that finds the phrases among the values, then appends the step that `end` makes of the values."
-    def build(known, *values):
+    def build(facts, *values):
         program = []
-        found = [find_steps(program, value, known) for value in values if isinstance(value, Phrase)]
-        _add(program, *end(*values), *found)
+        subjects = [find_steps(program, value, facts) for value in values if isinstance(value, Phrase)]
+        _add(program, *end(*values), *subjects)
         return program
     return build
 
-
 def _joined(operation):
     "A builder that asks whether each phrase exists and joins the answers."
-    def build(known, *phrases):
+    def build(facts, *phrases):
         program = []
-        parts = [_add(program, "exist", "?", find_steps(program, phrase, known)) for phrase in phrases]
+        parts = [_add(program, "exist", "?", find_steps(program, phrase, facts)) for phrase in phrases]
         _add(program, operation, "", *parts)
         return program
     return build
@@ -201,65 +190,59 @@ PROGRAMS = {
     "same": _after(lambda first, second, kind: (f"same {kind}", "")),
     "different": _after(lambda first, second, kind: (f"different {kind}", "")),
     "common": _after(lambda first, second: ("common", "")),
-    "ground": lambda known: [{"operation": "select", "argument": "scene", "dependencies": []},
+    "ground": lambda facts: [{"operation": "select", "argument": "scene", "dependencies": []},
                              {"operation": "query", "argument": "place", "dependencies": [0]}],
 }
 
 # %% ../../nbs/13a_programs.ipynb #named
-def _named(noun, known):
-    return known.everything if noun == "thing" else known.true[noun]
+def _named(noun, facts):
+    return facts.everything if noun == "thing" else facts.true[noun]
 
+def _select(facts, kind, argument):
+    return None if argument == "scene" else _named(argument.split(" (")[0], facts)
 
-def _select(known, kind, argument):
-    return None if argument == "scene" else _named(argument.split(" (")[0], known)
-
-
-def _relate(known, kind, argument, others):
+def _relate(facts, kind, argument, others):
     noun, name, _ = argument.split(",", 2)
-    return _named(noun, known) & frozenset().union(*(known.related[name][other] for other in others))
+    return _named(noun, facts) & frozenset().union(*(facts.related[name][other] for other in others))
 
-
-def _query(known, kind, argument, things):
+def _query(facts, kind, argument, things):
     if argument == "place":
-        return known.ground
-    return getattr(known.things[min(things)], {"name": "category"}.get(argument, argument))
+        return facts.ground
+    return getattr(facts.things[min(things)], {"name": "category"}.get(argument, argument))
 
 # %% ../../nbs/13a_programs.ipynb #verify
-def _verify(known, kind, argument, things, others=()):
-    return things <= (_relate(known, "", f"thing,{argument},", others) if kind == "rel" else known.true[argument])
+def _verify(facts, kind, argument, things, others=()):
+    return things <= (_relate(facts, "", f"thing,{argument},", others) if kind == "rel" else facts.true[argument])
 
+def _choose(facts, kind, argument, *inputs):
+    return next(option for option in argument.split("|") if _verify(facts, kind, option, *inputs)).removesuffix(" of")
 
-def _choose(known, kind, argument, *inputs):
-    return next(option for option in argument.split("|") if _verify(known, kind, option, *inputs)).removesuffix(" of")
-
-
-def _same(known, kind, argument, first, second):
-    return getattr(known.things[min(first)], kind) == getattr(known.things[min(second)], kind)
+def _same(facts, kind, argument, first, second):
+    return getattr(facts.things[min(first)], kind) == getattr(facts.things[min(second)], kind)
 
 # %% ../../nbs/13a_programs.ipynb #run-program
 OPERATIONS = {
     "select": _select,
-    "filter": lambda known, kind, argument, things: things & known.true[argument],
+    "filter": lambda facts, kind, argument, things: things & facts.true[argument],
     "relate": _relate,
     "query": _query,
-    "exist": lambda known, kind, argument, things: bool(things),
+    "exist": lambda facts, kind, argument, things: bool(things),
     "verify": _verify,
     "choose": _choose,
-    "and": lambda known, kind, argument, *parts: all(parts),
-    "or": lambda known, kind, argument, *parts: any(parts),
+    "and": lambda facts, kind, argument, *parts: all(parts),
+    "or": lambda facts, kind, argument, *parts: any(parts),
     "same": _same,
     "different": lambda *inputs: not _same(*inputs),
-    "common": lambda known, kind, argument, first, second: shared(min(first), min(second), known)[0],
+    "common": lambda facts, kind, argument, first, second: shared(min(first), min(second), facts)[0],
 }
-
 
 def run_program(program: list, scene) -> str:
     "The answer that the steps of `program` give for `scene`; KeyError names an unknown operation."
-    known, results = facts(scene), []
+    facts, results = facts_of(scene), []
     for step in program:
         verb, _, kind = step["operation"].partition(" ")
         inputs = [results[number] for number in step["dependencies"]]
-        results.append(OPERATIONS[verb](known, kind, step["argument"], *inputs))
+        results.append(OPERATIONS[verb](facts, kind, step["argument"], *inputs))
     return yes_no(results[-1]) if isinstance(results[-1], bool) else results[-1]
 
 # %% ../../nbs/13a_programs.ipynb #question-types
@@ -273,7 +256,6 @@ _TYPES = {
     "same": ("compare", "attr", "twoSame"), "different": ("compare", "attr", "twoDifferent"),
     "common": ("compare", "attr", "twoCommon"),
 }
-
 
 def question_types(form: str, values) -> dict:
     "GQA's three types of a question."
@@ -294,7 +276,6 @@ _FULL = {
                   "no, {the} and {the} do not have a different {aspect}."),
 }
 
-
 def full_answer(form: str, values, answer: str) -> str:
     "The answer as a sentence."
     if form in _FULL:
@@ -314,10 +295,9 @@ _GQA_FORMS = {"color": .22, "name": .24, "texture": .03, "ground": .05,
               "exists": .1, "attribute": .08, "relative": .06, "choose": .06, "choose relation": .05,
               "both": .03, "either": .03, "same": .02, "different": .02, "common": .01}
 
-
 def gqa_question(scene, rng) -> Question:
     "A question in GQA's manner, with its program, its full answer and its types."
-    known = facts(scene)
-    form, values, answer = attempt(known, rng, _GQA_FORMS, _PAIRS, _OPEN)
+    facts = facts_of(scene)
+    form, values, answer = attempt(facts, rng, _GQA_FORMS, _PAIRS, _OPEN)
     return Question(write(QUESTIONS[form][0], *values), answer, full_answer=full_answer(form, values, answer),
-                    program=PROGRAMS[form](known, *values), types=question_types(form, values))
+                    program=PROGRAMS[form](facts, *values), types=question_types(form, values))

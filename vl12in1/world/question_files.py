@@ -40,7 +40,6 @@ def _vqa_pair(world, subset, keys):
     return (head | {"task_type": "Open-Ended", "questions": questions},
             head | {"annotations": [_vqa_annotation(*item) for item in asked]})
 
-
 def vqa_files(world: World) -> dict[str, bytes]:
     "Question and annotation files of VQA v2; the test questions have answers too, which upstream keeps on its server."
     files = {}
@@ -54,13 +53,11 @@ def vqa_files(world: World) -> dict[str, bytes]:
 def _genome_url(number):
     return f"https://cs.stanford.edu/people/rak248/VG_100K_2/{number}.jpg"
 
-
 def _genome_image(world, key, number):
     scene = world.scenes[key]
     coco = image_number(key) if key in world.coco_sets else None
     return {"width": scene.width, "height": scene.height, "url": _genome_url(number), "image_id": number,
             "coco_id": coco, "flickr_id": number * 1741 + 1_300_000_007}
-
 
 def _genome_questions(world, key, number):
     rng, scene = world.generator("visual_genome", key), world.scenes[key]
@@ -76,11 +73,9 @@ def _genome_object(number, index, thing):
     return {"synsets": [f"{thing.category}.n.01"], "h": height, "object_id": object_id(number, index),
             "merged_object_ids": [], "names": [thing.category], "w": width, "y": y, "x": x}
 
-
 def _genome_objects(world, key, number):
     things = [_genome_object(number, index, thing) for index, thing in enumerate(world.scenes[key].things)]
     return {"image_id": number, "objects": things, "image_url": _genome_url(number)}
-
 
 def _genome_attributes(world, key, number):
     things = [_genome_object(number, index, thing) | {"attributes": [thing.color, thing.texture, thing.size]}
@@ -99,9 +94,8 @@ def visual_genome_files(world: World) -> dict[str, bytes]:
 # %% ../../nbs/18a_question_files.ipynb #with-object-ids
 def _with_object_ids(argument, image):
     "*ball (3)* -> *ball (23754293)*."
-    return re.sub(r"\((\d[\d,]*)\)", lambda found: "(" + ",".join(
-        str(object_id(image, int(index))) for index in found[1].split(",")) + ")", argument)
-
+    return re.sub(r"\((\d[\d,]*)\)", lambda match: "(" + ",".join(
+        str(object_id(image, int(index))) for index in match[1].split(",")) + ")", argument)
 
 def _program_text(steps):
     texts = (f"{step['operation']}: {step['argument']} {step['dependencies']}" for step in steps)
@@ -112,7 +106,7 @@ def _pointers(text, steps):
     "Position of a word -> object number, for the names in `text` that some of `steps` select as one object."
     words = re.findall(r"[a-z]+", text.lower())
     named = [re.fullmatch(r"(\w+)(?:,.*)? \((\d+)\)", step["argument"]) for step in steps]
-    return {str(words.index(found[1])): found[2] for found in named if found and found[1] in words}
+    return {str(words.index(match[1])): match[2] for match in named if match and match[1] in words}
 
 # %% ../../nbs/18a_question_files.ipynb #gqa-record
 def _gqa_record(question, number, image, objects):
@@ -124,7 +118,6 @@ def _gqa_record(question, number, image, objects):
             "isBalanced": True, "groups": groups, "answer": question.answer, "semanticStr": _program_text(steps),
             "annotations": {"question": asked, "answer": {}, "fullAnswer": told}, "types": question.types,
             "fullAnswer": question.full_answer}
-
 
 def _gqa_questions(world, key, count):
     rng, scene = world.generator("gqa", key), world.scenes[key]

@@ -9,7 +9,7 @@ __all__ = []
 from dataclasses import dataclass, field
 
 from .words import (GROUNDS, KIND, NUMBERS, POSITIONS, RELATIONS, SPELLINGS, WORDS, Facts, Phrase, coin,
-                                 combinations_of, denote, describe, facts, looks, names, pick, pick_weighted, say,
+                                 combinations_of, denote, describe, facts_of, looks, names, pick, pick_weighted, say,
                                  with_article, write)
 
 # %% ../../nbs/13_questions.ipynb #questions
@@ -37,66 +37,61 @@ QUESTIONS = {
 }
 
 # %% ../../nbs/13_questions.ipynb #the-one
-def the_one(phrase: Phrase, known: Facts) -> int:
+def the_one(phrase: Phrase, facts: Facts) -> int:
     "The index of the only thing that `phrase` fits; ValueError if there is not exactly one."
-    fits = denote(phrase, known)
+    fits = denote(phrase, facts)
     if len(fits) != 1:
         raise ValueError(f"'{say(phrase, 'the')}' fits {len(fits)} things of the scene, not one")
     return next(iter(fits))
-
 
 def yes_no(holds) -> str:
     "\"yes\" or \"no\"."
     return "yes" if holds else "no"
 
 # %% ../../nbs/13_questions.ipynb #shared
-def shared(a: int, b: int, known: Facts) -> list[str]:
+def shared(a: int, b: int, facts: Facts) -> list[str]:
     "The aspects (`color`, `pattern`, `size`) that things `a` and `b` have in common."
-    first, second = known.things[a], known.things[b]
+    first, second = facts.things[a], facts.things[b]
     return [aspect for aspect, kind in SPELLINGS["aspect"].items() if getattr(first, kind) == getattr(second, kind)]
 
-
 def property_of_one(kind):
-    return lambda known, phrase: getattr(known.things[the_one(phrase, known)], kind)
+    return lambda facts, phrase: getattr(facts.things[the_one(phrase, facts)], kind)
 
-
-def in_relation(known, first, name, second):
-    return the_one(first, known) in known.related[name][the_one(second, known)]
+def in_relation(facts, first, name, second):
+    return the_one(first, facts) in facts.related[name][the_one(second, facts)]
 
 # %% ../../nbs/13_questions.ipynb #only-position
-def _only_position(known, phrase):
-    return next(POSITIONS[word] for word in POSITIONS if the_one(phrase, known) in known.true[word])
+def _only_position(facts, phrase):
+    return next(POSITIONS[word] for word in POSITIONS if the_one(phrase, facts) in facts.true[word])
 
+def _true_option(facts, phrase, *options):
+    return next(word for word in options if the_one(phrase, facts) in facts.true[word])
 
-def _true_option(known, phrase, *options):
-    return next(word for word in options if the_one(phrase, known) in known.true[word])
-
-
-def _true_relation(known, first, name, other_name, second):
-    return (name if in_relation(known, first, name, second) else other_name).removesuffix(" of")
+def _true_relation(facts, first, name, other_name, second):
+    return (name if in_relation(facts, first, name, second) else other_name).removesuffix(" of")
 
 # %% ../../nbs/13_questions.ipynb #answers
 ANSWERS = {
-    "exists": lambda known, phrase: yes_no(denote(phrase, known)),
-    "attribute": lambda known, phrase, word: yes_no(the_one(phrase, known) in known.true[word]),
-    "relative": lambda known, *values: yes_no(in_relation(known, *values)),
-    "placed": lambda known, phrase, word: yes_no(the_one(phrase, known) in known.true[word]),
-    "count": lambda known, phrase: str(len(denote(phrase, known))),
-    "ground": lambda known: known.ground,
-    "scene": lambda known: GROUNDS[known.ground],
+    "exists": lambda facts, phrase: yes_no(denote(phrase, facts)),
+    "attribute": lambda facts, phrase, word: yes_no(the_one(phrase, facts) in facts.true[word]),
+    "relative": lambda facts, *values: yes_no(in_relation(facts, *values)),
+    "placed": lambda facts, phrase, word: yes_no(the_one(phrase, facts) in facts.true[word]),
+    "count": lambda facts, phrase: str(len(denote(phrase, facts))),
+    "ground": lambda facts: facts.ground,
+    "scene": lambda facts: GROUNDS[facts.ground],
     "color": property_of_one("color"),
     "texture": property_of_one("texture"),
     "name": property_of_one("category"),
-    "neighbour": lambda known, name, phrase: property_of_one("category")(known, Phrase((), name, phrase)),
-    "found": lambda known, word: property_of_one("category")(known, Phrase((word,))),
+    "neighbour": lambda facts, name, phrase: property_of_one("category")(facts, Phrase((), name, phrase)),
+    "found": lambda facts, word: property_of_one("category")(facts, Phrase((word,))),
     "where": _only_position,
     "choose": _true_option,
     "choose relation": _true_relation,
-    "both": lambda known, a, b: yes_no(denote(a, known) and denote(b, known)),
-    "either": lambda known, a, b: yes_no(denote(a, known) or denote(b, known)),
-    "same": lambda known, a, b, kind: yes_no(property_of_one(kind)(known, a) == property_of_one(kind)(known, b)),
-    "different": lambda known, a, b, kind: yes_no(property_of_one(kind)(known, a) != property_of_one(kind)(known, b)),
-    "common": lambda known, a, b: shared(the_one(a, known), the_one(b, known), known)[0],
+    "both": lambda facts, a, b: yes_no(denote(a, facts) and denote(b, facts)),
+    "either": lambda facts, a, b: yes_no(denote(a, facts) or denote(b, facts)),
+    "same": lambda facts, a, b, kind: yes_no(property_of_one(kind)(facts, a) == property_of_one(kind)(facts, b)),
+    "different": lambda facts, a, b, kind: yes_no(property_of_one(kind)(facts, a) != property_of_one(kind)(facts, b)),
+    "common": lambda facts, a, b: shared(the_one(a, facts), the_one(b, facts), facts)[0],
 }
 
 # %% ../../nbs/13_questions.ipynb #question
@@ -121,26 +116,23 @@ class Question:
     program: list = field(default_factory=list)
     types: dict = field(default_factory=dict)
 
-
 _LEADS = ("is there a", "is there an", "is the", "how many", "what color is the", "what pattern is the", "what is the",
           "where is the", "what is", "which")
-
 
 def leading_words(text: str) -> str:
     "The leading words of a question, as VQA types them."
     return next(lead for lead in (*_LEADS, text.split()[0]) if f"{text} ".startswith(f"{lead} "))
 
 # %% ../../nbs/13_questions.ipynb #mention
-def mention(known: Facts, index: int, rng, without=()):
+def mention(facts: Facts, index: int, rng, without=()):
     "A short phrase that fits only thing `index` and has none of the words `without`; None if there is none."
-    options = [phrase for phrase in names(known)[index] if not any(word in without for word in phrase.words)]
+    options = [phrase for phrase in names(facts)[index] if not any(word in without for word in phrase.words)]
     return pick(rng, options) if options else None
 
-
-def nameless(known: Facts, index: int, rng):
+def nameless(facts: Facts, index: int, rng):
     "A phrase for thing `index` that does not say what it is, *the red thing*; None if there is none."
-    thing = known.things[index]
-    options = [words for words in combinations_of(looks(thing))[1:] if denote(Phrase(words), known) == {index}]
+    thing = facts.things[index]
+    options = [words for words in combinations_of(looks(thing))[1:] if denote(Phrase(words), facts) == {index}]
     shortest = [words for words in options if len(words) == len(options[0])]
     return Phrase(pick(rng, shortest)) if options else None
 
@@ -148,52 +140,47 @@ def nameless(known: Facts, index: int, rng):
 _EXISTS = (("color", "category"), ("texture", "category"), ("size", "category"), ("color", "texture"),
            ("category", "position"))
 
-
-def present(known: Facts, kind: str) -> list[str]:
+def present(facts: Facts, kind: str) -> list[str]:
     "The words of one kind that are true of something."
-    return [word for word in WORDS[kind] if known.true[word]]
+    return [word for word in WORDS[kind] if facts.true[word]]
 
-
-def exists_pair(known, rng):
+def exists_pair(facts, rng):
     kinds = pick(rng, _EXISTS)
     kept, varied = kinds if coin(rng) else kinds[::-1]
-    words = present(known, kept)
+    words = present(facts, kept)
     word = pick(rng, words) if words else ""
-    phrases = [describe((word, other)) for other in present(known, varied)]
-    true = [phrase for phrase in phrases if denote(phrase, known)]
-    false = [phrase for phrase in phrases if not denote(phrase, known, perhaps=True)]
+    phrases = [describe((word, other)) for other in present(facts, varied)]
+    true = [phrase for phrase in phrases if denote(phrase, facts)]
+    false = [phrase for phrase in phrases if not denote(phrase, facts, perhaps=True)]
     return ((pick(rng, true),), (pick(rng, false),)) if true and false else None
 
 # %% ../../nbs/13_questions.ipynb #attribute-pair
-def attribute_pair(known, rng):
-    index, kind = int(rng.integers(len(known.things))), pick(rng, ("color", "color", "texture", "size"))
-    value = getattr(known.things[index], kind)
-    others = [word for word in present(known, kind) if word != value]
-    subject = mention(known, index, rng, [value])
+def attribute_pair(facts, rng):
+    index, kind = int(rng.integers(len(facts.things))), pick(rng, ("color", "color", "texture", "size"))
+    value = getattr(facts.things[index], kind)
+    others = [word for word in present(facts, kind) if word != value]
+    subject = mention(facts, index, rng, [value])
     return ((subject, value), (subject, pick(rng, others))) if others and subject else None
-
 
 _OPPOSITE_SIDE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
-
-def _placed_pair(known, rng):
-    index = int(rng.integers(len(known.things)))
-    true = [word for word in _OPPOSITE_SIDE if index in known.true[word]]
-    subject, word = mention(known, index, rng), pick(rng, true) if true else ""
+def _placed_pair(facts, rng):
+    index = int(rng.integers(len(facts.things)))
+    true = [word for word in _OPPOSITE_SIDE if index in facts.true[word]]
+    subject, word = mention(facts, index, rng), pick(rng, true) if true else ""
     return ((subject, word), (subject, _OPPOSITE_SIDE[word])) if word and subject else None
 
 # %% ../../nbs/13_questions.ipynb #relations-between
-def relations_between(known: Facts) -> list[tuple[int, str, int]]:
+def relations_between(facts: Facts) -> list[tuple[int, str, int]]:
     "All (thing, relation, other thing) of a scene."
-    return [(a, name, b) for name in RELATIONS for b, near in enumerate(known.related[name]) for a in sorted(near)]
+    return [(a, name, b) for name in RELATIONS for b, near in enumerate(facts.related[name]) for a in sorted(near)]
 
-
-def relative_pair(known, rng):
-    related = relations_between(known)
+def relative_pair(facts, rng):
+    related = relations_between(facts)
     if not related:
         return None
     a, name, b = pick(rng, related)
-    first, second = mention(known, a, rng), mention(known, b, rng)
+    first, second = mention(facts, a, rng), mention(facts, b, rng)
     wrong = pick(rng, [other for other in RELATIONS if other != name])
     return ((first, name, second), (first, wrong, second)) if first and second else None
 
@@ -202,58 +189,54 @@ _COUNTED = (("category",), ("color",), ("texture",), ("size",), ("color", "categ
             ("size", "category"), ("size", "color"))
 _COUNT_WEIGHTS = {0: .06, 1: .12, 2: .24, 3: .28, 4: .3}
 
-
-def phrases_of(known, kinds):
-    found = [()]
+def phrases_of(facts, kinds):
+    combinations = [()]
     for kind in kinds:
-        found = [(*words, word) for words in found for word in present(known, kind)]
-    return [describe(words) for words in found]
+        combinations = [(*words, word) for words in combinations for word in present(facts, kind)]
+    return [describe(words) for words in combinations]
 
-
-def _count_values(known, rng):
+def _count_values(facts, rng):
     wanted = pick_weighted(rng, _COUNT_WEIGHTS)
     for number in rng.permutation(len(_COUNTED)):
-        options = [phrase for phrase in phrases_of(known, _COUNTED[number]) if len(denote(phrase, known)) == wanted]
+        options = [phrase for phrase in phrases_of(facts, _COUNTED[number]) if len(denote(phrase, facts)) == wanted]
         if options:
             return (pick(rng, options),), str(wanted)
     return None
 
 # %% ../../nbs/13_questions.ipynb #property-values
 def _property_values(kind):
-    def make(known, rng):
-        index = int(rng.integers(len(known.things)))
-        value = getattr(known.things[index], kind)
-        subject = nameless(known, index, rng) if kind == "category" else mention(known, index, rng, [value])
+    def make(facts, rng):
+        index = int(rng.integers(len(facts.things)))
+        value = getattr(facts.things[index], kind)
+        subject = nameless(facts, index, rng) if kind == "category" else mention(facts, index, rng, [value])
         return ((subject,), value) if subject else None
     return make
 
-
-def _where_values(known, rng):
-    index = int(rng.integers(len(known.things)))
-    true = [word for word in POSITIONS if index in known.true[word]]
-    subject = mention(known, index, rng)
+def _where_values(facts, rng):
+    index = int(rng.integers(len(facts.things)))
+    true = [word for word in POSITIONS if index in facts.true[word]]
+    subject = mention(facts, index, rng)
     return ((subject,), POSITIONS[true[0]]) if subject and len(true) == 1 else None
 
 # %% ../../nbs/13_questions.ipynb #neighbour-values
-def _neighbour_values(known, rng):
-    name, other = pick(rng, RELATIONS), int(rng.integers(len(known.things)))
-    near, subject = known.related[name][other], mention(known, other, rng)
-    return ((name, subject), known.things[min(near)].category) if subject and len(near) == 1 else None
+def _neighbour_values(facts, rng):
+    name, other = pick(rng, RELATIONS), int(rng.integers(len(facts.things)))
+    near, subject = facts.related[name][other], mention(facts, other, rng)
+    return ((name, subject), facts.things[min(near)].category) if subject and len(near) == 1 else None
 
-
-def _found_values(known, rng):
-    places = [word for word in POSITIONS if len(known.true[word]) == 1 and known.true[word] == known.perhaps[word]]
+def _found_values(facts, rng):
+    places = [word for word in POSITIONS if len(facts.true[word]) == 1 and facts.true[word] == facts.perhaps[word]]
     if not places:
         return None
     word = pick(rng, places)
-    return (word,), known.things[min(known.true[word])].category
+    return (word,), facts.things[min(facts.true[word])].category
 
 # %% ../../nbs/13_questions.ipynb #draw-question
 YES_NO = {"exists": exists_pair, "attribute": attribute_pair, "relative": relative_pair, "placed": _placed_pair}
 _OPEN = {
     "count": _count_values,
-    "ground": lambda known, rng: ((), known.ground),
-    "scene": lambda known, rng: ((), GROUNDS[known.ground]),
+    "ground": lambda facts, rng: ((), facts.ground),
+    "scene": lambda facts, rng: ((), GROUNDS[facts.ground]),
     "color": _property_values("color"),
     "texture": _property_values("texture"),
     "name": _property_values("category"),
@@ -262,12 +245,11 @@ _OPEN = {
     "where": _where_values,
 }
 
-
-def draw_question(known, rng, form, pairs=YES_NO, singles=_OPEN):
+def draw_question(facts, rng, form, pairs=YES_NO, singles=_OPEN):
     "Values and answer for one form, from the makers of `pairs` or of `singles`, or None."
     if form in singles:
-        return singles[form](known, rng)
-    pair = pairs[form](known, rng)
+        return singles[form](facts, rng)
+    pair = pairs[form](facts, rng)
     return (pair[0], "yes") if pair and coin(rng) else pair and (pair[1], "no")
 
 # %% ../../nbs/13_questions.ipynb #attempt
@@ -278,21 +260,19 @@ _VQA_FORMS = {
 }
 _VQA_TYPES = {"yes/no": .35, "number": .2, "other": .45}
 
-
-def attempt(known, rng, weights, pairs=YES_NO, singles=_OPEN):
+def attempt(facts, rng, weights, pairs=YES_NO, singles=_OPEN):
     "A form of `weights`, its values and its answer; the ground's if no form is found."
     for _ in range(20):
         form = pick_weighted(rng, weights)
-        made = next(filter(None, (draw_question(known, rng, form, pairs, singles) for _ in range(8))), None)
-        if made:
-            return form, *made
-    return "ground", (), known.ground
-
+        drawn = next(filter(None, (draw_question(facts, rng, form, pairs, singles) for _ in range(8))), None)
+        if drawn:
+            return form, *drawn
+    return "ground", (), facts.ground
 
 def vqa_question(scene, rng) -> Question:
     "A question in VQA's manner, with a normalised answer."
     answer_type = pick_weighted(rng, _VQA_TYPES)
-    form, values, answer = attempt(facts(scene), rng, _VQA_FORMS[answer_type])
+    form, values, answer = attempt(facts_of(scene), rng, _VQA_FORMS[answer_type])
     text = write(QUESTIONS[form][0], *values)
     return Question(text, answer, "other" if form == "ground" else answer_type, leading_words(text))
 
@@ -300,7 +280,6 @@ def vqa_question(scene, rng) -> Question:
 _ANSWER_KINDS = (*(words for kind, words in WORDS.items() if kind != "position"), ("yes", "no"), tuple("01234"),
                  tuple(GROUNDS), tuple(POSITIONS.values()), tuple(GROUNDS.values()))
 _ALIKE = {answer: tuple(other for other in kind if other != answer) for kind in _ANSWER_KINDS for answer in kind}
-
 
 def _as_typed(answer, rng):
     "`answer` as somebody may type it; normalisation undoes every variant."
@@ -333,9 +312,8 @@ def as_sentence(answer: str) -> str:
 _VG_FORMS = {"color": .24, "count": .13, "name": .2, "neighbour": .18, "found": .08, "where": .08, "texture": .02,
              "scene": .04, "ground": .03}
 
-
 def vg_question(scene, rng) -> Question:
     "A question in Visual Genome's manner, with its answer as a short sentence."
-    form, values, answer = attempt(facts(scene), rng, _VG_FORMS)
+    form, values, answer = attempt(facts_of(scene), rng, _VG_FORMS)
     text = write(pick(rng, QUESTIONS[form]), *values)
     return Question(text, as_sentence(answer), question_type=text.split()[0])

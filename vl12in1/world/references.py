@@ -7,63 +7,60 @@ __all__ = []
 
 # %% ../../nbs/14_references.ipynb #ea88b899
 from .questions import mention, present
-from .words import (POSITIONS, RELATIONS, Facts, Phrase, coin, combinations_of, denote, describe, facts,
+from .words import (POSITIONS, RELATIONS, Facts, Phrase, coin, combinations_of, denote, describe, facts_of,
                                  fits_only, looks, noun_phrase, pick, pick_weighted, say, write)
 
 # %% ../../nbs/14_references.ipynb #unique-words
-def unique_words(known: Facts, index: int, words) -> list[tuple[str, ...]]:
+def unique_words(facts: Facts, index: int, words) -> list[tuple[str, ...]]:
     "Combinations of `words` that with the category fit only thing `index`: the shortest, and those one word longer."
-    noun = known.things[index].category
-    found = [some for some in combinations_of(words)[1:] if fits_only(Phrase((*some, noun)), index, known)]
-    return [some for some in found if len(some) <= len(found[0]) + 1]
+    noun = facts.things[index].category
+    unique = [some for some in combinations_of(words)[1:] if fits_only(Phrase((*some, noun)), index, facts)]
+    return [some for some in unique if len(some) <= len(unique[0]) + 1]
 
 # %% ../../nbs/14_references.ipynb #plain-expressions
-def _plain_expressions(known, index, rng):
-    thing = known.things[index]
-    return [noun_phrase(Phrase((*words, thing.category))) for words in unique_words(known, index, looks(thing))]
+def _plain_expressions(facts, index, rng):
+    thing = facts.things[index]
+    return [noun_phrase(Phrase((*words, thing.category))) for words in unique_words(facts, index, looks(thing))]
 
-
-def _located_expressions(known, index, rng):
-    thing, said = known.things[index], []
-    places = [(place,) for place in POSITIONS if index in known.true[place]]
+def _located_expressions(facts, index, rng):
+    thing, texts = facts.things[index], []
+    places = [(place,) for place in POSITIONS if index in facts.true[place]]
     for place in places or [()]:
-        for words in unique_words(known, index, (*place, *looks(thing))):
-            said.append(noun_phrase(describe((*words, thing.category)), front=coin(rng, .6)))
-    short = [text for text in dict.fromkeys(said) if len(text.split()) <= 5]
+        for words in unique_words(facts, index, (*place, *looks(thing))):
+            texts.append(noun_phrase(describe((*words, thing.category)), front=coin(rng, .6)))
+    short = [text for text in dict.fromkeys(texts) if len(text.split()) <= 5]
     placed = [text for text in short if any(word in POSITIONS for word in text.split())]
     return placed if placed and coin(rng) else short
 
 # %% ../../nbs/14_references.ipynb #full-expressions
-def _full_expressions(known, index, rng):
-    thing = known.things[index]
-    places = [word for word in POSITIONS if index in known.true[word]]
+def _full_expressions(facts, index, rng):
+    thing = facts.things[index]
+    places = [word for word in POSITIONS if index in facts.true[word]]
     chosen = [words for words in combinations_of(looks(thing)) if len(words) > 2]
     chosen += [(place, word) for place in places for word in looks(thing)]
     phrases = [describe((*words, thing.category)) for words in chosen]
-    plain = [phrase for phrase in phrases if fits_only(phrase, index, known)]
-    through = _through_others(known, index, rng)
+    plain = [phrase for phrase in phrases if fits_only(phrase, index, facts)]
+    through = _through_others(facts, index, rng)
     chosen = through if through and (coin(rng) or not plain) else plain
     return [text for text in (say(phrase, "the", "that is") for phrase in chosen) if 4 < len(text.split()) < 13]
 
-
-def _through_others(known, index, rng):
+def _through_others(facts, index, rng):
     "Phrases that find thing `index` through its relation to a thing with a name."
-    thing, found = known.things[index], []
+    thing, phrases = facts.things[index], []
     for name in RELATIONS:
-        for other, near in enumerate(known.related[name]):
-            named = mention(known, other, rng) if index in near else None
+        for other, near in enumerate(facts.related[name]):
+            named = mention(facts, other, rng) if index in near else None
             for word in ("", thing.color, thing.texture, thing.size) if named else ():
-                found.append(describe((word, thing.category), name, named))
-    return [phrase for phrase in found if denote(phrase, known) == {index}]
+                phrases.append(describe((word, thing.category), name, named))
+    return [phrase for phrase in phrases if denote(phrase, facts) == {index}]
 
 # %% ../../nbs/14_references.ipynb #expressions
 STYLES = {"refcoco": _located_expressions, "refcoco+": _plain_expressions, "refcocog": _full_expressions}
 
-
 def expressions(scene, index: int, rng, style: str, n: int) -> list[str]:
     "Up to `n` distinct texts that fit only thing `index`, perhaps none; `style` is a key of `STYLES`."
-    said = STYLES[style](facts(scene), index, rng)
-    return [said[number] for number in rng.permutation(len(said))[:n]]
+    texts = STYLES[style](facts_of(scene), index, rng)
+    return [texts[number] for number in rng.permutation(len(texts))[:n]]
 
 # %% ../../nbs/14_references.ipynb #which-phrase
 WHICH = {
@@ -72,7 +69,6 @@ WHICH = {
     "place": ("which {noun} is {position}?",),
     "relation": ("which {noun} is {relation} {the}?",),
 }
-
 
 def which_phrase(form: str, values) -> Phrase:
     "The phrase that a *which* question asks for."
@@ -83,41 +79,39 @@ def which_phrase(form: str, values) -> Phrase:
 # %% ../../nbs/14_references.ipynb #which-values
 _WHICH_FORMS = {"quality": .25, "two": .3, "place": .2, "relation": .25}
 
-
-def _which_values(known, index, rng, form):
-    thing = known.things[index]
+def _which_values(facts, index, rng, form):
+    thing = facts.things[index]
     noun = thing.category if coin(rng, .4) else ""
     if form == "relation":
-        ways = [(name, other) for name in RELATIONS for other, near in enumerate(known.related[name]) if index in near]
+        ways = [(name, other) for name in RELATIONS for other, near in enumerate(facts.related[name]) if index in near]
         name, other = pick(rng, ways) if ways else ("", index)
-        named = mention(known, other, rng) if ways else None
+        named = mention(facts, other, rng) if ways else None
         return (noun, name, named) if named else None
     if form == "place":
-        places = [word for word in POSITIONS if index in known.true[word]]
+        places = [word for word in POSITIONS if index in facts.true[word]]
         return (noun, pick(rng, places)) if places else None
     qualities = (thing.color, thing.texture, thing.size)
     return noun, *(qualities[number] for number in rng.permutation(3)[:2 if form == "two" else 1])
 
 # %% ../../nbs/14_references.ipynb #distractors
-def _distractors(known, index, phrase, rng):
+def _distractors(facts, index, phrase, rng):
     "The three things that `phrase` does not fit and that share most with it and with thing `index`; or None."
-    outside = sorted(known.everything - denote(phrase, known, perhaps=True))
-    answer = known.things[index]
+    outside = sorted(facts.everything - denote(phrase, facts, perhaps=True))
+    answer = facts.things[index]
     def closeness(other):
-        thing = known.things[other]
-        asked = sum(other in known.true[word] for word in phrase.words)
+        thing = facts.things[other]
+        asked = sum(other in facts.true[word] for word in phrase.words)
         alike = (thing.category == answer.category) + (thing.color == answer.color) + (thing.texture == answer.texture)
         return 2 * asked + alike + rng.random()
     return tuple(sorted(outside, key=closeness, reverse=True)[:3]) if len(outside) > 2 else None
 
-
 def which_question(scene, rng):
     "(text, index of the answer, three other indices); None if no question has one answer among four things."
-    known = facts(scene)
-    for _ in range(20 if len(known.things) > 3 else 0):
-        index, form = int(rng.integers(len(known.things))), pick_weighted(rng, _WHICH_FORMS)
-        values = _which_values(known, index, rng, form)
-        others = values and _distractors(known, index, which_phrase(form, values), rng)
+    facts = facts_of(scene)
+    for _ in range(20 if len(facts.things) > 3 else 0):
+        index, form = int(rng.integers(len(facts.things))), pick_weighted(rng, _WHICH_FORMS)
+        values = _which_values(facts, index, rng, form)
+        others = values and _distractors(facts, index, which_phrase(form, values), rng)
         if others:
             return write(*WHICH[form], *values), index, others
     return None
@@ -131,57 +125,54 @@ GUESSES = {
 }
 _GUESS_WEIGHTS = {"name": .3, "quality": .4, "place": .2, "relation": .1}
 
-
-def guess_denotation(known: Facts, form: str, values) -> frozenset:
+def guess_denotation(facts: Facts, form: str, values) -> frozenset:
     "The things for which the answer to a guess is yes."
     if form == "name":
-        return denote(*values, known)
-    return denote(Phrase((), *values) if form == "relation" else Phrase(values), known)
+        return denote(*values, facts)
+    return denote(Phrase((), *values) if form == "relation" else Phrase(values), facts)
 
 # %% ../../nbs/14_references.ipynb #guesses
-def _guesses(known, rng, form, left):
+def _guesses(facts, rng, form, left):
     "Values of all guesses of one form that the scene suggests, none that is in doubt for the things `left`."
     if form == "name":
-        return [(Phrase((word,)),) for word in present(known, "category")]
+        return [(Phrase((word,)),) for word in present(facts, "category")]
     if form == "relation":
-        named = [mention(known, index, rng) for index in sorted(known.everything)]
+        named = [mention(facts, index, rng) for index in sorted(facts.everything)]
         return [(name, phrase) for name in RELATIONS for phrase in named if phrase]
     if form == "place":
-        return [(word,) for word in present(known, "position") if not left & (known.perhaps[word] - known.true[word])]
-    return [(word,) for kind in ("size", "texture", "color") for word in present(known, kind)]
+        return [(word,) for word in present(facts, "position") if not left & (facts.perhaps[word] - facts.true[word])]
+    return [(word,) for kind in ("size", "texture", "color") for word in present(facts, kind)]
 
-
-def _guess(known, rng, left, asked):
+def _guess(facts, rng, left, asked):
     "A guess (form, values), not yet `asked`, that splits the things `left` or is true of the last one; or None."
     for form in (*(pick_weighted(rng, _GUESS_WEIGHTS) for _ in range(4)), *_GUESS_WEIGHTS):
-        options = [(form, values) for values in _guesses(known, rng, form, left) if (form, values) not in asked
-                   and 0 < len(guess_denotation(known, form, values) & left) < max(2, len(left))]
+        options = [(form, values) for values in _guesses(facts, rng, form, left) if (form, values) not in asked
+                   and 0 < len(guess_denotation(facts, form, values) & left) < max(2, len(left))]
         if options:
             return pick(rng, options)
     return None
 
 # %% ../../nbs/14_references.ipynb #play
-def _play(known, rng, target):
+def _play(facts, rng, target):
     "Turns (form, values, answer) and, after each, the things left."
-    left, turns, history = known.everything, [], []
+    left, turns, history = facts.everything, [], []
     while len(turns) < 6 and (len(left) > 1 or len(turns) < 3):
-        guess = _guess(known, rng, left, [turn[:2] for turn in turns])
+        guess = _guess(facts, rng, left, [turn[:2] for turn in turns])
         if not guess:
             break
-        yes = guess_denotation(known, *guess)
+        yes = guess_denotation(facts, *guess)
         left = left & yes if target in yes else left - yes
         turns.append((*guess, "Yes" if target in yes else "No"))
         history.append(left)
     return turns, history
 
-
 def dialogue(scene, rng):
     "(target index, [(question, Yes or No)], success, failure or incomplete), all texts; None for a single thing."
-    known = facts(scene)
-    if len(known.things) < 2:
+    facts = facts_of(scene)
+    if len(facts.things) < 2:
         return None
-    target = int(rng.integers(len(known.things)))
-    turns, history = _play(known, rng, target)
+    target = int(rng.integers(len(facts.things)))
+    turns, history = _play(facts, rng, target)
     if coin(rng, .08):
         turns = turns[:sum(len(left) > 1 for left in history)] or turns
     finished = turns and len(history[len(turns) - 1]) == 1

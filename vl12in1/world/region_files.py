@@ -21,15 +21,14 @@ def _referable(scene, part):
     others = [index for index in range(len(scene.things)) if index not in people]
     return {"testA": people, "testB": others}.get(part, people + others)
 
-
 def _references(world, corpus, part, key, bounds, sentences):
     "Pairs of a thing's index and what it is called, for one photograph."
     rng, scene = world.generator(corpus, key), world.scenes[key]
-    wanted, found = how_many(rng, bounds), {}
+    wanted, by_index = how_many(rng, bounds), {}
     for index in rng.permutation(_referable(scene, part)).tolist():
-        if len(found) < wanted and (texts := expressions(scene, index, rng, corpus, sentences)):
-            found[index] = texts
-    return found.items()
+        if len(by_index) < wanted and (texts := expressions(scene, index, rng, corpus, sentences)):
+            by_index[index] = texts
+    return by_index.items()
 
 # %% ../../nbs/18c_region_files.ipynb #reference
 def _reference(world, key, part, number, index, texts, sentence):
@@ -69,7 +68,6 @@ def _pointing_pairs(world, key):
              "multiple_choices": [object_id(image, other) for other in others], "type": "which"}
             for place, (text, answer, others) in enumerate(drawn)]
 
-
 def _pointing_boxes(world, key, pairs):
     image = world.visual_genome[key]
     offered = {box for pair in pairs for box in (pair["answer"], *pair["multiple_choices"])}
@@ -96,7 +94,6 @@ def _object(key, index, thing):
     record = coco_annotation(image_number(key), index, thing)
     return {"area": record["area"], "bbox": record["bbox"], "category": thing.category,
             "category_id": record["category_id"], "id": record["id"], "segment": record["segmentation"]}
-
 
 def _game(world, key, played, number, turns):
     target, asked, status = played

@@ -60,12 +60,11 @@ class Scene:
 # %% ../../nbs/10_scenes.ipynb #positions
 MARGIN = 0.03  # share of a side around each cut within which no word of position applies
 
-
 def positions(thing: Thing, scene: Scene) -> tuple[str, ...]:
     "Those of left, right, top, bottom, middle that are true of the centre of `thing` beyond doubt; perhaps none."
     x, y = thing.center[0] / scene.width, thing.center[1] / scene.height
     low, high = 1 / 3 - MARGIN, 2 / 3 + MARGIN
-    central = all(1 / 3 + MARGIN < share < 2 / 3 - MARGIN for share in (x, y))
+    central = all(1 / 3 + MARGIN < fraction < 2 / 3 - MARGIN for fraction in (x, y))
     words = {"left": x < low, "right": x > high, "top": y < low, "bottom": y > high, "middle": central}
     return tuple(word for word, holds in words.items() if holds)
 
@@ -84,16 +83,13 @@ def left_of(a: Thing, b: Thing) -> bool:
     "Whether `a` is clearly left of `b`."
     return relation(a, b) == "left of"
 
-
 def right_of(a: Thing, b: Thing) -> bool:
     "Whether `a` is clearly right of `b`."
     return relation(a, b) == "right of"
 
-
 def above(a: Thing, b: Thing) -> bool:
     "Whether `a` is clearly above `b`."
     return relation(a, b) == "above"
-
 
 def below(a: Thing, b: Thing) -> bool:
     "Whether `a` is clearly below `b`."
@@ -104,14 +100,11 @@ SHAPES = ((128, 96), (96, 128), (112, 112))  # width and height of pictures
 SIDES = {"small": (14, 17), "large": (24, 30)}  # square root of a box's area, pixels
 ASPECTS = {"person": 0.7, "tree": 0.85, "cone": 0.9}  # width over height; the others are square
 
-
 def _pick(rng, options):
     return options[int(rng.integers(len(options)))]
 
-
 def _quarters(value):
     return round(value * 4) / 4
-
 
 def _side_lengths(rng, category, size):
     side, stretch = rng.uniform(*SIDES[size]), ASPECTS.get(category, 1.0) ** 0.5
@@ -123,11 +116,10 @@ def _hidden_share(a, b):
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
     return max(width, 0) * max(height, 0) / min(areas)
 
-
 def _free_box(rng, lengths, shape, taken, tries=60):
     room = [side - length - 2 for side, length in zip(shape, lengths, strict=True)]
     for _ in range(tries):
-        x, y = (1 + _quarters(share * space) for share, space in zip(rng.random(2), room, strict=True))
+        x, y = (1 + _quarters(fraction * space) for fraction, space in zip(rng.random(2), room, strict=True))
         box = (x, y, x + lengths[0], y + lengths[1])
         if all(_hidden_share(box, other) <= 0.05 for other in taken):
             return box
@@ -137,7 +129,6 @@ def _free_box(rng, lengths, shape, taken, tries=60):
 def _palette(rng, options, least=2, most=4):
     count = int(rng.integers(least, most + 1))
     return [options[i] for i in rng.permutation(len(options))[:count]]
-
 
 def sample_scene(rng, count=(3, 10)) -> Scene:
     "A scene with `count` (least, most) things, drawn from its own palette; fewer than drawn where the picture is full."

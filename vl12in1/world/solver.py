@@ -9,13 +9,13 @@ __all__ = []
 from .questions import ANSWERS, QUESTIONS, the_one
 from .references import GUESSES, WHICH, guess_denotation, which_phrase
 from .statements import CAPTIONS, HYPOTHESES, HYPOTHESIS_LABELS, PAIR_HOLDS, PAIRS, value_holds
-from .words import denote, facts, hear, read, tokens_of
+from .words import denote, facts_of, hear, read, tokens_of
 
 # %% ../../nbs/16a_solver.ipynb #solve-question
 def solve_question(text: str, scene) -> str:
     "The answer to a question; ValueError if the text is none, or presupposes what is not there."
     form, values = read(QUESTIONS, text)
-    return ANSWERS[form](facts(scene), *values)
+    return ANSWERS[form](facts_of(scene), *values)
 
 # %% ../../nbs/16a_solver.ipynb #solve-expression
 def solve_expression(text: str, scene) -> int:
@@ -23,13 +23,13 @@ def solve_expression(text: str, scene) -> int:
     tokens = tokens_of(text)
     for _, phrase, end in hear(tokens):
         if end == len(tokens):
-            return the_one(phrase, facts(scene))
+            return the_one(phrase, facts_of(scene))
     raise ValueError(f"not a noun phrase of the language: {text!r}")
 
 # %% ../../nbs/16a_solver.ipynb #solve-which
 def solve_which(text: str, scene, candidates) -> int:
     "The one of `candidates` (indices) that a *which* question asks for; ValueError if it is not exactly one."
-    fits = denote(which_phrase(*read(WHICH, text)), facts(scene)) & set(candidates)
+    fits = denote(which_phrase(*read(WHICH, text)), facts_of(scene)) & set(candidates)
     if len(fits) != 1:
         raise ValueError(f"{text!r} fits {len(fits)} of the candidates {list(candidates)}, not one")
     return min(fits)
@@ -37,10 +37,10 @@ def solve_which(text: str, scene, candidates) -> int:
 # %% ../../nbs/16a_solver.ipynb #solve-dialogue
 def solve_dialogue(turns, scene) -> int:
     "The index left over after all (question, \"Yes\" or \"No\") turns; ValueError if it is not exactly one."
-    known = facts(scene)
-    left = known.everything
+    facts = facts_of(scene)
+    left = facts.everything
     for question, answer in turns:
-        yes = guess_denotation(known, *read(GUESSES, question))
+        yes = guess_denotation(facts, *read(GUESSES, question))
         left = left & yes if answer == "Yes" else left - yes
     if len(left) != 1:
         raise ValueError(f"{len(left)} things are left after {len(turns)} turns, not one")
@@ -50,16 +50,14 @@ def solve_dialogue(turns, scene) -> int:
 def solve_pair(text: str, left, right) -> bool:
     "Whether a statement holds of the pair of scenes `left`, `right`."
     form, values = read(PAIRS, text)
-    return PAIR_HOLDS[form](facts(left), facts(right), *values)
-
+    return PAIR_HOLDS[form](facts_of(left), facts_of(right), *values)
 
 def solve_hypothesis(text: str, scene) -> str:
     "\"entailment\", \"neutral\" or \"contradiction\"."
     form, values = read(HYPOTHESES, text)
-    return HYPOTHESIS_LABELS[form](facts(scene), *values)
-
+    return HYPOTHESIS_LABELS[form](facts_of(scene), *values)
 
 def caption_holds(text: str, scene) -> bool:
     "Whether everything that a caption mentions is there."
     _, values = read(CAPTIONS, text)
-    return all(value_holds(value, facts(scene)) for value in values)
+    return all(value_holds(value, facts_of(scene)) for value in values)

@@ -7,93 +7,87 @@ __all__ = []
 
 # %% ../../nbs/15_statements.ipynb #353ff1c1
 from .questions import YES_NO, in_relation, phrases_of, the_one
-from .words import (KIND, WORDS, Facts, Phrase, coin, denote, describe, facts, looks, pick, pick_weighted,
+from .words import (KIND, WORDS, Facts, Phrase, coin, denote, describe, facts_of, looks, pick, pick_weighted,
                                  write)
 
 # %% ../../nbs/15_statements.ipynb #value-holds
 CAPTIONS = {"caption": ("{some}", "{some} {ground}", "{some} and {some}", "{some} and {some} {ground}",
                         "{some} with {some} and {some}")}
 
-
-def value_holds(value, known: Facts) -> bool:
+def value_holds(value, facts: Facts) -> bool:
     "Whether a (number, phrase) or a ground is true of a scene: at least one, or exactly that many from two on."
     if isinstance(value, str):
-        return value == known.ground
+        return value == facts.ground
     count, phrase = value
-    found = len(denote(phrase, known))
-    return found >= 1 if count == 1 else found == count
+    number = len(denote(phrase, facts))
+    return number >= 1 if count == 1 else number == count
 
 # %% ../../nbs/15_statements.ipynb #mention
-def _mention(known, rng, index, detail):
-    thing = known.things[index]
+def _mention(facts, rng, index, detail):
+    thing = facts.things[index]
     words = [word for word in looks(thing) if coin(rng, detail)]
     return describe((*(words or [pick(rng, (thing.color, thing.texture))]), thing.category))
 
-
-def _group(known, rng, index):
+def _group(facts, rng, index):
     "Thing `index` together with all that are like it, as (number, phrase); more than four are not counted."
-    thing = known.things[index]
+    thing = facts.things[index]
     phrase = describe((thing.category,) if coin(rng) else (thing.color, thing.category))
-    count = len(denote(phrase, known))
+    count = len(denote(phrase, facts))
     return (count, phrase) if count < 5 else (1, phrase)
 
-
-def _pair_mention(known, rng, index, detail):
+def _pair_mention(facts, rng, index, detail):
     "Thing `index` in relation to another one, or alone if it has none."
-    ways = [(name, other) for name, sets in known.related.items() for other, near in enumerate(sets) if index in near]
-    phrase = _mention(known, rng, index, detail)
+    ways = [(name, other) for name, sets in facts.related.items() for other, near in enumerate(sets) if index in near]
+    phrase = _mention(facts, rng, index, detail)
     if not ways:
         return phrase
     name, other = pick(rng, ways)
-    return Phrase(phrase.words, name, _mention(known, rng, other, detail))
+    return Phrase(phrase.words, name, _mention(facts, rng, other, detail))
 
 # %% ../../nbs/15_statements.ipynb #caption
 _CAPTION_WEIGHTS = dict(zip(CAPTIONS["caption"], (.15, .25, .25, .2, .15), strict=True))
 
-
-def _caption(known, rng, detail):
+def _caption(facts, rng, detail):
     "A template and its values, all true of the scene."
-    template, order = pick_weighted(rng, _CAPTION_WEIGHTS), [int(index) for index in rng.permutation(len(known.things))]
+    template, order = pick_weighted(rng, _CAPTION_WEIGHTS), [int(index) for index in rng.permutation(len(facts.things))]
     groups, values, told = template.count("{some}"), [], frozenset()
     for index in order:
         if index not in told and len(values) < groups:
             related = groups == 1 or (groups == 2 and not values and coin(rng, .3))
-            count, phrase = _group(known, rng, index) if coin(rng, .25) else (1, None)
-            if count == 1 or denote(phrase, known) & told:
-                count, phrase = 1, (_pair_mention if related else _mention)(known, rng, index, detail)
+            count, phrase = _group(facts, rng, index) if coin(rng, .25) else (1, None)
+            if count == 1 or denote(phrase, facts) & told:
+                count, phrase = 1, (_pair_mention if related else _mention)(facts, rng, index, detail)
             values += [(count, phrase)] if (count, phrase) not in values else []
-            told |= denote(phrase, known) if count > 1 else {index}
+            told |= denote(phrase, facts) if count > 1 else {index}
     if len(values) < groups:
-        return _caption(known, rng, detail)
-    return template, values + [known.ground] * template.count("{ground}")
+        return _caption(facts, rng, detail)
+    return template, values + [facts.ground] * template.count("{ground}")
 
 # %% ../../nbs/15_statements.ipynb #captions
 def captions(scene, rng, n=5, others=()) -> list[str]:
     "Up to `n` distinct captions that hold of `scene` and of none of the scenes `others`, from two hundred draws."
-    known, rest, found = facts(scene), [facts(other) for other in others], {}
+    facts, rest, texts = facts_of(scene), [facts_of(other) for other in others], {}
     for draw in range(200):
-        template, values = _caption(known, rng, .4 + draw / 400)
+        template, values = _caption(facts, rng, .4 + draw / 400)
         text = write(template, *values)
         if 4 < len(text.split()) < 15 and not any(all(value_holds(value, other) for value in values) for other in rest):
-            found[text] = True
-        if len(found) == n:
+            texts[text] = True
+        if len(texts) == n:
             break
-    return list(found)
+    return list(texts)
 
 # %% ../../nbs/15_statements.ipynb #misremembered
 _BEFORE = ("", "", "", "photo of ", "picture of ", "stock image of ", "free photo of ")
 _AFTER = ("", "", "", " stock photo", " on white", " for sale", " wallpaper")
 
-
 def _misremembered(phrase, rng):
     words = [pick(rng, WORDS["color"]) if KIND[word] == "color" else word for word in phrase.words]
     return describe(words, phrase.relation, phrase.other)
 
-
 def web_caption(scene, rng) -> str:
     "Noisy alt text: few attributes, filler before or after, sometimes a wrong colour."
-    known = facts(scene)
-    template, values = _caption(known, rng, .25)
+    facts = facts_of(scene)
+    template, values = _caption(facts, rng, .25)
     if coin(rng, .125):
         count, phrase = values[0]
         values = [(count, _misremembered(phrase, rng)), *values[1:]]
@@ -110,7 +104,6 @@ PAIRS = {
     "more": ("the {side} image has more {plural} than the {side} image",),
 }
 
-
 def _counts(phrase, left, right):
     "How many things `phrase` fits on each side."
     return {"left": len(denote(phrase, left)), "right": len(denote(phrase, right))}
@@ -120,11 +113,9 @@ def _each(left, right, first, second):
     a, b = _counts(first, left, right), _counts(second, left, right)
     return bool((a["left"] and b["right"]) or (a["right"] and b["left"]))
 
-
 def _more(left, right, side, phrase, other):
     counts = _counts(phrase, left, right)
     return counts[side] > counts[other]
-
 
 PAIR_HOLDS = {
     "side": lambda left, right, side, phrase: _counts(phrase, left, right)[side] > 0,
@@ -141,11 +132,9 @@ _PAIR_WEIGHTS = {"side": .36, "both": .12, "some": .18, "total": .08, "exactly":
 _SHOWN = (("category",), ("category",), ("color",), ("color", "category"), ("texture", "category"),
           ("size", "category"))
 
-
-def _shown(known, rng, kinds):
-    thing = pick(rng, known.things)
+def _shown(facts, rng, kinds):
+    thing = pick(rng, facts.things)
     return describe([getattr(thing, kind) for kind in kinds])
-
 
 def _pair_values(form, pictures, rng):
     side, phrase = pick(rng, ("left", "right")), _shown(pick(rng, pictures), rng, pick(rng, _SHOWN))
@@ -164,7 +153,7 @@ def _pair_values(form, pictures, rng):
 # %% ../../nbs/15_statements.ipynb #pair-statement
 def pair_statement(pairs, rng):
     "A sentence about four (left, right) scenes and its truth values, two true; None if two hundred draws find none."
-    sides = [(facts(left), facts(right)) for left, right in pairs]
+    sides = [(facts_of(left), facts_of(right)) for left, right in pairs]
     pictures = [picture for pair in sides for picture in pair]
     form = pick_weighted(rng, _PAIR_WEIGHTS)
     for draw in range(200):
@@ -185,24 +174,22 @@ HYPOTHESES = {
 }
 CERTAIN = {"heavy": "large", "light": "small"}    # the size that settles a weight
 
-
-def _weighed(known, phrase, weight):
-    fits = denote(phrase, known)
+def _weighed(facts, phrase, weight):
+    fits = denote(phrase, facts)
     if not fits:
         return "contradiction"
-    sizes = {known.things[index].size for index in fits}
+    sizes = {facts.things[index].size for index in fits}
     return "entailment" if sizes == {CERTAIN[weight]} else "neutral"
 
 # %% ../../nbs/15_statements.ipynb #label
 def _label(holds):
     return "entailment" if holds else "contradiction"
 
-
 HYPOTHESIS_LABELS = {
-    "exists": lambda known, phrase: _label(denote(phrase, known)),
-    "attribute": lambda known, phrase, word: _label(the_one(phrase, known) in known.true[word]),
-    "placed": lambda known, phrase, word: _label(the_one(phrase, known) in known.true[word]),
-    "relative": lambda known, *values: _label(in_relation(known, *values)),
+    "exists": lambda facts, phrase: _label(denote(phrase, facts)),
+    "attribute": lambda facts, phrase, word: _label(the_one(phrase, facts) in facts.true[word]),
+    "placed": lambda facts, phrase, word: _label(the_one(phrase, facts) in facts.true[word]),
+    "relative": lambda facts, *values: _label(in_relation(facts, *values)),
     "weight": _weighed,
 }
 
@@ -210,16 +197,15 @@ HYPOTHESIS_LABELS = {
 _WEIGHED = (("color", "category"), ("color", "category"), ("texture", "category"), ("color", "texture"),
             ("texture", "color", "category"), ("category",), ("color",))
 
-
-def _weight_statements(known, rng, labels):
+def _weight_statements(facts, rng, labels):
     "For each of `labels` a (phrase, weight) of the same kinds of words; None if the scene does not offer them."
     kinds = pick(rng, _WEIGHED)
-    phrases = phrases_of(known, kinds) if len(kinds) > 1 else [Phrase((word,)) for word in WORDS[kinds[0]]]
-    unambiguous = [phrase for phrase in phrases if len(denote(phrase, known)) < 2]
+    phrases = phrases_of(facts, kinds) if len(kinds) > 1 else [Phrase((word,)) for word in WORDS[kinds[0]]]
+    unambiguous = [phrase for phrase in phrases if len(denote(phrase, facts)) < 2]
     chosen = []
     for label in labels:
         weight = pick(rng, tuple(CERTAIN))
-        options = [phrase for phrase in unambiguous if _weighed(known, phrase, weight) == label]
+        options = [phrase for phrase in unambiguous if _weighed(facts, phrase, weight) == label]
         if not options:
             return None
         chosen.append((pick(rng, options), weight))
@@ -228,28 +214,25 @@ def _weight_statements(known, rng, labels):
 # %% ../../nbs/15_statements.ipynb #until
 _OBSERVED = {"exists": .4, "attribute": .25, "relative": .25, "placed": .1}
 
-
 def _until(make, tries=200):
-    return next((made for made in (make() for _ in range(tries)) if made), None)
+    return next((triple for triple in (make() for _ in range(tries)) if triple), None)
 
-
-def _observed_statements(known, rng):
+def _observed_statements(facts, rng):
     "Form and the values of a true and a false statement, or None."
     form = pick_weighted(rng, _OBSERVED)
-    pair = YES_NO[form](known, rng)
+    pair = YES_NO[form](facts, rng)
     return pair and (form, pair)
-
 
 def hypotheses(scene, rng) -> list[tuple[str, str]]:
     "Three (text, label), one of each label; none at all for one scene in 200, where nothing can be named."
-    known = facts(scene)
-    observed = _until(lambda: _observed_statements(known, rng), 20) if coin(rng, .4) else None
+    facts = facts_of(scene)
+    observed = _until(lambda: _observed_statements(facts, rng), 20) if coin(rng, .4) else None
     labels = ["neutral"] if observed else ["entailment", "neutral", "contradiction"]
-    weighed = _until(lambda: _weight_statements(known, rng, labels))
+    weighed = _until(lambda: _weight_statements(facts, rng, labels))
     if not weighed:
         return []
-    made = [(write(*HYPOTHESES["weight"], *values), label) for values, label in zip(weighed, labels, strict=True)]
+    triple = [(write(*HYPOTHESES["weight"], *values), label) for values, label in zip(weighed, labels, strict=True)]
     if observed:
         form, (true, false) = observed
-        made += [(write(*HYPOTHESES[form], *true), "entailment"), (write(*HYPOTHESES[form], *false), "contradiction")]
-    return [made[number] for number in rng.permutation(3)]
+        triple += [(write(*HYPOTHESES[form], *true), "entailment"), (write(*HYPOTHESES[form], *false), "contradiction")]
+    return [triple[number] for number in rng.permutation(3)]

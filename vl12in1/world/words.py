@@ -47,7 +47,6 @@ class Facts:
     perhaps: dict[str, frozenset]
     related: dict[str, list[frozenset]]
 
-
 def _words_of(thing, scene):
     return (thing.category, thing.color, thing.texture, thing.size, *positions(thing, scene))
 
@@ -57,12 +56,12 @@ def _perhaps_at(thing, scene):
     x, y = thing.center[0] / scene.width, thing.center[1] / scene.height
     low, high = 1 / 3 + MARGIN, 2 / 3 - MARGIN
     near = {"left": x <= low, "right": x >= high, "top": y <= low, "bottom": y >= high,
-            "middle": all(1 / 3 - MARGIN <= share <= 2 / 3 + MARGIN for share in (x, y))}
+            "middle": all(1 / 3 - MARGIN <= fraction <= 2 / 3 + MARGIN for fraction in (x, y))}
     return tuple(word for word, holds in near.items() if holds)
 
 # %% ../../nbs/12_words.ipynb #facts-2
 @lru_cache(maxsize=4096)
-def facts(scene) -> Facts:
+def facts_of(scene) -> Facts:
     "The facts of a scene: sets of thing indices per word, and per relation and thing."
     things = scene.things
     spoken = [_words_of(thing, scene) for thing in things]
@@ -92,26 +91,24 @@ class Phrase:
     relation: str = ""
     other: "Phrase | None" = None
 
-
 def describe(words, relation="", other=None) -> Phrase:
     "A phrase of `words` in any order; empty words are left out."
     return Phrase(tuple(sorted((word for word in words if word), key=RANK.__getitem__)), relation, other)
 
 # %% ../../nbs/12_words.ipynb #denote
-def denote(phrase: Phrase, known: Facts, perhaps=False) -> frozenset:
+def denote(phrase: Phrase, facts: Facts, perhaps=False) -> frozenset:
     "The indices of the things that `phrase` fits, or perhaps fits."
-    fits, true = known.everything, known.perhaps if perhaps else known.true
+    fits, true = facts.everything, facts.perhaps if perhaps else facts.true
     for word in phrase.words:
         fits = fits & true[word]
     if phrase.relation:
-        near = known.related[phrase.relation]
-        fits = fits & frozenset().union(*(near[other] for other in denote(phrase.other, known, perhaps)))
+        near = facts.related[phrase.relation]
+        fits = fits & frozenset().union(*(near[other] for other in denote(phrase.other, facts, perhaps)))
     return fits
 
-
-def fits_only(phrase: Phrase, index: int, known: Facts) -> bool:
+def fits_only(phrase: Phrase, index: int, facts: Facts) -> bool:
     "Whether `phrase` fits thing `index` and beyond doubt no other."
-    return denote(phrase, known) == {index} == denote(phrase, known, perhaps=True)
+    return denote(phrase, facts) == {index} == denote(phrase, facts, perhaps=True)
 
 # %% ../../nbs/12_words.ipynb #noun-phrase
 def noun_phrase(phrase: Phrase, plural=False, front=False) -> str:
@@ -130,7 +127,6 @@ def with_article(words: str, article: str) -> str:
         article = "an"
     return f"{article} {words}".strip()
 
-
 def say(phrase: Phrase, article="", link="", inner="the", plural=False) -> str:
     "`phrase` with its article, and its relation behind `link` to the other thing, whose article is `inner`."
     words = with_article(noun_phrase(phrase, plural), article)
@@ -141,7 +137,6 @@ def say(phrase: Phrase, article="", link="", inner="the", plural=False) -> str:
 # %% ../../nbs/12_words.ipynb #starts
 ARTICLES = {"a", "an", "the", *NUMBERS}
 
-
 def _starts(tokens, at, texts):
     "The first of `texts` whose words stand at `tokens[at:]`, and where it ends."
     for text in texts:
@@ -149,7 +144,6 @@ def _starts(tokens, at, texts):
         if tokens[at:at + len(words)] == words:
             return text, at + len(words)
     return "", at
-
 
 def _simple(tokens, at):
     "Adjectives and a noun at `tokens[at:]`: the words and where they end, or None."
@@ -198,11 +192,9 @@ def _say_some(value):
     count, phrase = value
     return say(phrase, "a" if count == 1 else NUMBERS[count], inner="a", plural=count > 1)
 
-
 def _say_counted(value):
     count, phrase = value
     return say(phrase, NUMBERS[count], plural=count != 1)
-
 
 MANNERS = {
     "a": lambda phrase: say(phrase, "a"),
@@ -216,7 +208,6 @@ MANNERS = {
 @lru_cache(maxsize=None)
 def _pieces(template):
     return tuple(re.split(r"\{(\w+)\}", template))
-
 
 def write(template: str, *values) -> str:
     "The text of `template` with its places filled by `values`."
@@ -244,11 +235,9 @@ def tokens_of(text: str) -> list[str]:
     "Words and question marks of a sentence; a final full stop is dropped."
     return text.rstrip(".").replace("?", " ?").split()
 
-
 @lru_cache(maxsize=None)
 def _pattern(template):
     return tuple(tokens_of(template))
-
 
 def _match(pattern, tokens, at=0):
     if not pattern:
@@ -274,38 +263,34 @@ def read(forms: dict, text: str):
     raise ValueError(f"no form of the language reads {text!r}: known forms are {', '.join(forms)}")
 
 # %% ../../nbs/12_words.ipynb #singled-out
-def _singled_out(index, known, always, optional):
+def _singled_out(index, facts, always, optional):
     "Minimal phrases for one thing: `always` these words, and as few of the `optional` ones as needed."
-    found = []
+    enough_words = []
     for words in optional:
-        enough = any(set(shorter) <= set(words) for shorter in found)
-        if not enough and denote(Phrase((*words, *always)), known) == {index}:
-            found.append(words)
-    return tuple(Phrase((*words, *always)) for words in found)
-
+        enough = any(set(shorter) <= set(words) for shorter in enough_words)
+        if not enough and denote(Phrase((*words, *always)), facts) == {index}:
+            enough_words.append(words)
+    return tuple(Phrase((*words, *always)) for words in enough_words)
 
 def looks(thing) -> tuple[str, str, str]:
     "Size, texture and colour of a thing."
     return thing.size, thing.texture, thing.color
-
 
 def combinations_of(words):
     "All sub-sequences of `words`, the shorter first."
     chosen = [tuple(word for n, word in enumerate(words) if mask >> n & 1) for mask in range(1 << len(words))]
     return sorted(chosen, key=len)
 
-
 @lru_cache(maxsize=4096)
-def names(known: Facts) -> tuple[tuple[Phrase, ...], ...]:
+def names(facts: Facts) -> tuple[tuple[Phrase, ...], ...]:
     "Per thing, its shortest phrases of category, size, texture and colour that fit nothing else; perhaps none."
-    return tuple(_singled_out(index, known, (thing.category,), combinations_of(looks(thing)))
-                 for index, thing in enumerate(known.things))
+    return tuple(_singled_out(index, facts, (thing.category,), combinations_of(looks(thing)))
+                 for index, thing in enumerate(facts.things))
 
 # %% ../../nbs/12_words.ipynb #pick
 def pick(rng, options):
     "One of a sequence, all alike."
     return options[int(rng.integers(len(options)))]
-
 
 def pick_weighted(rng, weights: dict):
     "One key of `weights`, in proportion to its value."
@@ -315,7 +300,6 @@ def pick_weighted(rng, weights: dict):
         if left < 0:
             return key
     return key
-
 
 def coin(rng, probability=.5) -> bool:
     "True with `probability`."

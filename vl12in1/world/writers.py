@@ -60,7 +60,6 @@ def write_world(folder, config: WorldConfig) -> None:
         for path in photograph_files(world, key):
             _write(folder / path, content)
 
-
 def _write(file, content):
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
