@@ -1,5 +1,5 @@
 # make study   the whole study: environment, stages, tables, claims          make smoke   the same, tiny, in a throw-away clone
-# make test    environment, chapters and tests                              make tables  render the tables again from reports/
+# make test    environment, chapters and tests; make test-slow: the rest      make tables  render the tables again from reports/
 # make lab     the book in JupyterLab                                       make clean   remove what the study made
 # make benchmark   how fast published features are imported and read back, about ten minutes and 12 GB of disk
 SHELL := bash
@@ -9,7 +9,7 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help study test smoke tables benchmark lab clean
+.PHONY: help study test test-slow smoke tables benchmark lab clean
 help:
 	@head -4 $(firstword $(MAKEFILE_LIST)) | sed 's/^# //'
 
@@ -21,8 +21,12 @@ study: .venv/ready
 	@printf '\nmake study: written to reports/\n'; ls reports/index.md reports/table_*.md reports/figure_*.png
 
 test: .venv/ready
-	@echo "make test: chapters, then properties, parity and the pipeline"
-	python -m pytest
+	@echo "make test: chapters, properties, parity and the pipeline, with two workers"
+	python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-slow: .venv/ready
+	@echo "make test-slow: what make test leaves out, and every property with five times as many examples"
+	python -m pytest -n 2 --dist worksteal -m "slow or hypothesis" --hypothesis-profile slow
 
 smoke: .venv/ready
 	bash .ci/smoke

@@ -4,7 +4,13 @@ import gzip
 import json
 import pickle
 
+from hypothesis import settings
 from hypothesis import strategies as st
+
+
+def tries(n, **others):
+    "Settings of hypothesis: `n` examples, five times as many with its profile `slow` (conftest.py)."
+    return settings(max_examples=n * settings.default.max_examples // 100, deadline=None, **others)
 
 
 def encode(path, content):

@@ -1,4 +1,5 @@
 "Every chapter of the book runs from top to bottom, in its own folder, as nbdev runs it."
+import atexit
 import os
 from pathlib import Path
 
@@ -14,8 +15,12 @@ CHAPTERS = sorted((ROOT / "nbs").glob("*.ipynb"))
 
 
 @pytest.fixture
-def alone():
+def alone(monkeypatch):
     "All chapters run in this process; what one of them sets for itself is taken back before the next."
+    register = atexit.register
+    # Otherwise IPython keeps the shell of every chapter until the end, to collect garbage once for each of them.
+    monkeypatch.setattr(atexit, "register", lambda call, *args, **options: call if call.__module__.startswith("IPython.")
+                        else register(call, *args, **options))
     threads, environment = torch.get_num_threads(), dict(os.environ)
     os.environ["MPLBACKEND"] = "agg"
     with torch.enable_grad(): yield

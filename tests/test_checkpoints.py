@@ -853,6 +853,7 @@ def measure_reading():
     return growths
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 def test_reading_takes_little_more_memory_than_the_file_is_long(tmp_path):
     paths = write_large_files()

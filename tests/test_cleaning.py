@@ -5,9 +5,10 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from fuzz import tries
 from vl12in1 import cleaning
 from vl12in1.tasks import TASKS
 
@@ -35,7 +36,7 @@ def everything(structure, splits):
 
 
 @given(structures)
-@settings(max_examples=40, deadline=None)
+@tries(40)
 def test_nothing_leaks_after_cleaning(structure):
     cleaned = cleaning.clean(frames_of(structure))
     cleaning.check_clean(cleaned)
@@ -46,7 +47,7 @@ def test_nothing_leaks_after_cleaning(structure):
 
 
 @given(structures)
-@settings(max_examples=40, deadline=None)
+@tries(40)
 def test_only_leaking_examples_go_and_order_stays(structure):
     cleaned, held_out = cleaning.clean(frames_of(structure)), everything(structure, ("test",))
     for corpus, splits in structure.items():
@@ -57,7 +58,7 @@ def test_only_leaking_examples_go_and_order_stays(structure):
 
 
 @given(structures)
-@settings(max_examples=40, deadline=None)
+@tries(40)
 def test_cleaning_twice_is_cleaning_once_and_test_is_untouched(structure):
     frames = frames_of(structure)
     once, before = cleaning.clean(frames), frames_of(structure)
@@ -72,7 +73,7 @@ def test_cleaning_twice_is_cleaning_once_and_test_is_untouched(structure):
 
 
 @given(structures)
-@settings(max_examples=40, deadline=None)
+@tries(40)
 def test_the_check_finds_exactly_the_leaks(structure):
     frames = frames_of(structure)
     found = cleaning.find_leaks(frames)
@@ -87,7 +88,7 @@ def test_the_check_finds_exactly_the_leaks(structure):
 
 
 @given(structures)
-@settings(max_examples=40, deadline=None)
+@tries(40)
 def test_overlap_is_counted_as_defined(structure):
     frames = frames_of({corpus: splits | {"test": splits.get("test", [])} for corpus, splits in structure.items()})
     counts, share = cleaning.overlap_counts(frames), cleaning.overlap_matrix(frames)
@@ -105,7 +106,7 @@ def test_overlap_is_counted_as_defined(structure):
 
 
 @given(st.sets(image))
-@settings(max_examples=40, deadline=None)
+@tries(40)
 def test_the_list_survives_its_file(tmp_path_factory, images):
     path = tmp_path_factory.getbasetemp() / "clean" / "test_images.json"
     cleaning.save_images(images, path)
@@ -160,7 +161,7 @@ def counted(structure, tests):
 
 
 @given(wide, SPLITS)
-@settings(max_examples=40, deadline=None)
+@tries(40)
 def test_any_choice_of_test_splits(structure, tests):
     frames, chosen = frames_of(structure), counted(structure, tests)
     held_out = {key for corpus, split in chosen for keys in structure[corpus][split] for key in keys}
@@ -215,7 +216,7 @@ def test_a_wrong_choice_is_refused(tests, message):
 # --- what else has learned
 
 @given(structures, st.lists(image, max_size=8))
-@settings(max_examples=25, deadline=None)
+@tries(25)
 def test_others_have_a_column_and_examples(structure, keys):
     frames = frames_of(structure)
     others = {"detector": keys}

@@ -5,8 +5,9 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
+from fuzz import tries
 from vl12in1.study.consistency import (by_image, consistency, content_words, fully_credited, image_scores, measures, overlap,
                                        pairs, tagger)
 from vl12in1.study.statistics import bootstrap_interval, difference
@@ -76,7 +77,7 @@ def test_an_unknown_score_is_not_right():
 
 # --- pairs
 
-@settings(max_examples=40)
+@tries(40)
 @given(rows, rows)
 def test_consistency_by_two_loops(questions, expressions):
     found = pairs(frame(questions), frame(expressions))
@@ -87,7 +88,7 @@ def test_consistency_by_two_loops(questions, expressions):
     assert result["images"] == len({one[0] for one in questions} & {one[0] for one in expressions})
 
 
-@settings(max_examples=40)
+@tries(40)
 @given(rows, rows)
 def test_all_right_is_one_and_one_task_all_wrong_is_zero(questions, expressions):
     right, wrong = ([(image, text, mark) for image, text, _ in questions] for mark in (True, False))
@@ -97,7 +98,7 @@ def test_all_right_is_one_and_one_task_all_wrong_is_zero(questions, expressions)
     assert consistency(pairs(frame(wrong), frame(pointed)))["consistency"] == 0
 
 
-@settings(max_examples=40)
+@tries(40)
 @given(rows, rows)
 def test_bounds(questions, expressions):
     result = consistency(pairs(frame(questions), frame(expressions)))

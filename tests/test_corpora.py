@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from fuzz import encode, write
+from fuzz import encode, tries, write
 from vl12in1 import cleaning, corpora, world
 from vl12in1.corpora import CorpusError
 from vl12in1.corpora.answering import last_images
@@ -488,7 +488,7 @@ plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow
 
 
 @given(plain, st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@tries(60)
 def test_plain_values_survive(tmp_path_factory, value, protocol):
     file = tmp_path_factory.getbasetemp() / "plain.p"
     file.write_bytes(pickle.dumps(value, protocol=protocol))

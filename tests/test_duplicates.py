@@ -6,10 +6,11 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from fuzz import tries
 from vl12in1 import duplicates
 
 imagehash = pytest.importorskip("imagehash", reason="the extra vl12in1[duplicates] is not installed")
@@ -35,7 +36,7 @@ def brute(left, right, distance):
 
 
 @given(crowds(), crowds(), st.integers(0, 12) | st.just(63))
-@settings(max_examples=80, deadline=None)
+@tries(80)
 def test_every_pair_and_no_other(one, other, distance):
     right = np.concatenate([other, one[:5]])
     assert duplicates._near(one, right, distance).tolist() == brute(one, right, distance)

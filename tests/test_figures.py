@@ -4,18 +4,19 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from fuzz import tries
 from vl12in1.study.figures import (data_curves, history, learning_curves, overlap_heatmap, relations_heatmap, rests,
                                    fraction_needed, stop_and_go, task_panels)
 from vl12in1.study.relations import relations_table
 from vl12in1.study.results import Results
 from vl12in1.tasks import TASKS
 
-few = settings(max_examples=50)
+few = tries(50)
 
 
 def validations(stopped, task="vqa", every=10):

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import published
 import pytest
-from hypothesis import given, settings, strategies as st
+from fuzz import tries
+from hypothesis import given, strategies as st
 from published import as_sizes, record
 
 from vl12in1.boxes import to_fractions
@@ -139,7 +140,7 @@ def test_pickles_of_python_2_and_old_numpy_are_read():
 
 
 @given(st.binary(max_size=200), st.integers(0, 400))
-@settings(max_examples=150, deadline=None)
+@tries(150)
 def test_garbage_raises_and_does_nothing_else(garbage, place):
     good = pickle.dumps({"a": np.arange(6.)})
     for data in (garbage, good[:place] + garbage + good[place:], good[:place]):

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask
 
+from fuzz import tries
 from vl12in1.corpora import verification
 from vl12in1.tasks import TASKS
 from vl12in1.evaluation import metrics
@@ -24,7 +25,7 @@ GOLDEN = json.loads((Path(__file__).parent / "parity" / "vqa_golden.json").read_
 CASES = pd.DataFrame(GOLDEN["cases"]).assign(uid=lambda cases: cases.index.astype(str))
 
 
-few = settings(max_examples=40)
+few = tries(40)
 
 
 def shuffled(rows, random):

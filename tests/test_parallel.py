@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from vl12in1.study.parallel import in_order, placeholders, repro, rooms, stale, stale_stages, waiting
 
@@ -19,7 +19,6 @@ def graphs(draw):
     return {str(i): {str(j) for j in draw(st.sets(st.integers(0, i - 1)))} if i else set() for i in range(n)}
 
 
-@settings(deadline=None)
 @given(graphs(), st.integers(1, 4), st.sets(st.integers(0, 11)))
 def test_nothing_starts_before_what_it_needs_and_nothing_is_lost(needs, jobs, failing):
     failing, started, finished, lock = {str(i) for i in failing} & set(needs), [], set(), threading.Lock()

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from fuzz import tries
 from vl12in1.regions import Regions, RegionStore, StoreError, verify
 from vl12in1.regions import extraction
 from vl12in1.regions.detector import read_picture
@@ -227,7 +228,7 @@ boxes_inside = st.tuples(*[st.floats(0, .9)] * 2, *[st.floats(1e-3, 1)] * 2).map
 
 
 @given(st.lists(boxes_inside, min_size=1, max_size=5), st.integers(1, 9), st.integers(1, 9))
-@settings(max_examples=30, deadline=None)
+@tries(30)
 def test_the_average_of_a_constant_is_constant_and_never_leaves_the_range(boxes, height, width):
     boxes = torch.tensor(boxes)
     torch.testing.assert_close(pool_average(torch.full((2, height, width), 3.), boxes), torch.full((len(boxes), 2), 3.))
@@ -248,7 +249,7 @@ def test_the_average_is_that_of_very_many_points():
 
 
 @given(boxes_inside)
-@settings(max_examples=30, deadline=None)
+@tries(30)
 def test_the_average_of_coordinates_is_the_middle(box):
     rows, columns = torch.meshgrid((torch.arange(12) + .5) / 12, (torch.arange(10) + .5) / 10, indexing="ij")
     inner = torch.tensor([box]) * .8 + .1  # beyond the centres of the outer cells, the map goes on as it is there
@@ -269,7 +270,7 @@ def test_sigmoids_become_a_distribution_given_that_at_most_one_holds():
 
 
 @given(st.lists(st.tuples(*[st.floats(0, 1)] * 4), min_size=1), st.integers(1, 3000), st.integers(1, 3000))
-@settings(max_examples=30, deadline=None)
+@tries(30)
 def test_boxes_of_queries_are_inside_and_have_an_area(boxes, width, height):
     corners = query_boxes(torch.tensor(boxes), width, height)
     assert (corners >= 0).all() and (corners <= torch.tensor([width, height] * 2)).all()
@@ -277,7 +278,7 @@ def test_boxes_of_queries_are_inside_and_have_an_area(boxes, width, height):
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from([14, 16, 32]))
-@settings(max_examples=30, deadline=None)
+@tries(30)
 def test_pictures_are_resized_to_whole_cells_of_a_bounded_number(width, height, step):
     preprocessing = Preprocessing.of({"size": {"shortest_edge": 256}, "do_normalize": False})
     picture = np.broadcast_to(np.uint8(0), (height, width, 3))

@@ -3,9 +3,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from fuzz import tries
 import toy
 from vl12in1.boxes import iou
 from vl12in1.model import Pretraining, ViLBERTConfig
@@ -68,7 +69,7 @@ def test_shares_of_masked_words():
     assert abs(among["same"] - .1 * 9 / 8) < .019
 
 
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(st.lists(st.integers(0, len(toy.WORDS) - 1), max_size=30), st.integers(0, 1000), st.sampled_from([0, .15, 1]))
 def test_masked_words(ids, seed, share):
     ids = np.array(ids, dtype=np.int64)
@@ -93,7 +94,7 @@ def test_shares_of_masked_regions():
     assert not hidden[~asked].any()
 
 
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(st.integers(0, 10_000), st.sampled_from([0, .2, .4, .9]))
 def test_overlapping_regions_are_hidden(seed, overlap):
     rng = generator(seed)
@@ -105,7 +106,7 @@ def test_overlapping_regions_are_hidden(seed, overlap):
     assert (hidden == (chosen | near)).all()
 
 
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(st.integers(0, 10_000))
 def test_what_is_hidden_does_not_show(seed):
     rng = generator(seed)
@@ -246,7 +247,7 @@ def test_settings_are_checked():
 
 # --- negatives
 
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.integers(0, 1000))
 def test_negatives(sizes, seed):
     rng, counts = generator(seed), np.array(sizes)

@@ -33,12 +33,13 @@ def markdown(path):
 
 
 def comments(source):
-    "The comments and docstrings of Python code; magics and shell lines of notebooks are left out."
+    "The comments and docstrings of Python code, without the names of fields; magics and shell lines of notebooks are left out."
     source = re.sub(r"^\s*[%!].*$", "", source, flags=re.M)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     yield from (token.string for token in tokens if token.type == tokenize.COMMENT)
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)): yield ast.get_docstring(node) or ""
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            yield re.sub(r"^ +\w+:", " ", ast.get_docstring(node) or "", flags=re.M)
 
 
 def prose(path):

@@ -5,9 +5,9 @@ import json
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 
-from fuzz import damaged, write
+from fuzz import damaged, tries, write
 from vl12in1.corpora import CorpusError
 from vl12in1.corpora.answering import (
     gqa_choices, gqa_questions, read_gqa, read_visual_genome, read_vqa, vqa_questions)
@@ -123,7 +123,7 @@ def test_sound_files_are_read(tmp_path, content, read):
 
 @pytest.mark.parametrize("content, read", READ.values(), ids=READ.keys())
 def test_damaged_files_are_corpus_errors(tmp_path, content, read):
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @tries(60, suppress_health_check=list(HealthCheck))
     @given(damaged(content))
     def check(files):
         try: read(write(tmp_path, files))

@@ -9,10 +9,11 @@ import zlib
 from pathlib import Path
 
 import fuzz
+from fuzz import tries
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vl12in1.corpora import READERS, CorpusError
@@ -121,7 +122,7 @@ def check(corpus, frames):
 
 
 @pytest.mark.parametrize("release", [name for name in RELEASES if name not in ("refcoco google", "refcoco+ unc")])
-@settings(max_examples=50, deadline=None)
+@tries(50)
 @given(data=st.data())
 def test_damaged_files(release, data):
     corpus, content = RELEASES[release]
@@ -134,7 +135,7 @@ def test_damaged_files(release, data):
 line = st.one_of(st.binary(max_size=12), st.sampled_from([b"a\thttp://x/1", b"b\thttp://x/1", b"c\thttp://x/2", b"\t", b""]))
 
 
-@settings(max_examples=100, deadline=None)
+@tries(100)
 @given(st.lists(line, max_size=6), st.lists(line, max_size=3))
 def test_any_lines_as_captions(train, val):
     content = captions(b"\n".join(train), b"\n".join(val))
@@ -200,7 +201,7 @@ def test_pickles_of_both_pythons():
 # RefCOCOg by Google has no test set
 
 
-@settings(max_examples=60, deadline=None)
+@tries(60)
 @given(st.lists(st.tuples(st.integers(0, 12), st.sampled_from(["train", "train", "val"])), min_size=1, max_size=60))
 def test_validation_of_google_shares_no_picture(references):
     content = refer("refcocog", "google", [part for _, part in references], per_part=1)
@@ -388,7 +389,7 @@ def test_games_come_back(world):
              for path, packed in written(world, "guesswhat").items()}
     frames = read("guesswhat", files)
     check("guesswhat", frames)
-    for (split, frame), path in zip(frames.items(), ("train", "valid", "test")):
+    for frame, path in zip(frames.values(), ("train", "valid", "test")):
         played = [game for game in files[f"guesswhat/guesswhat.{path}.jsonl.gz"] if game["status"] == "success"]
         assert frame["uid"].tolist() == [str(game["id"]) for game in played]
         assert frame["images"].tolist() == [(f"coco:{game['image']['id']}",) for game in played]

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from PIL import Image
 
+from fuzz import tries
 from vl12in1.boxes import iou, to_fractions
 from vl12in1.regions import Regions, RegionStore, RegionWriter, StoreError, verify, writing
 from vl12in1.regions.detector import (STRIDE, Detector, DetectorConfig, load_detector, non_maximum_suppression,
@@ -46,7 +47,7 @@ def assert_same(found, written):
 @given(counts=st.dictionaries(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1),
                               st.integers(1, 9), max_size=12),
        classes=st.sampled_from([0, 4]), shard_bytes=st.sampled_from([1, 64, 2**30]), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@tries(40)
 def test_what_is_written_is_read(tmp_path_factory, counts, classes, shard_bytes, seed):
     rng = np.random.default_rng(seed)
     images = {key: some_regions(rng, count, classes=classes) for key, count in counts.items()}
@@ -378,7 +379,7 @@ def plain_iou(a, b):
 
 @given(seed=st.integers(0, 9999), count=st.integers(1, 25), overlap=st.sampled_from([.1, .3, .5, .9]),
        limit=st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
+@tries(60)
 def test_suppression_equals_striking_out(seed, count, overlap, limit):
     boxes = np.random.default_rng(seed).uniform(0, 10, (count, 4))
     boxes[:, 2:] = boxes[:, :2] + .5 + boxes[:, 2:]

@@ -1,9 +1,10 @@
 "Bootstrap intervals, paired comparisons and adjusted p-values against drawing one by one, against scipy, and their properties."
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from scipy import stats
 
+from fuzz import tries
 from vl12in1.study.statistics import (Comparison, bootstrap_interval, bootstrap_means, difference, estimate, holm,
                                       verdict)
 
@@ -12,7 +13,7 @@ values = st.lists(st.sampled_from(SCORES), min_size=1, max_size=60)
 seeded = st.tuples(st.integers(1, 4), st.integers(1, 20)).flatmap(lambda shape: st.lists(
     st.lists(st.sampled_from(SCORES), min_size=shape[1], max_size=shape[1]), min_size=shape[0], max_size=shape[0]))
 p_values = st.lists(st.none() | st.floats(0, 1), max_size=12)
-few = settings(max_examples=40, deadline=None)
+few = tries(40)
 
 
 def vqa(seeds, items, seed=0):

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fuzz import change, places, spoil, values
-from hypothesis import given, settings
+from fuzz import change, places, spoil, tries, values
+from hypothesis import given
 from hypothesis import strategies as st
 from vl12in1.tasks import TASKS
 from vl12in1.evaluation.submissions import FORMATS, SubmissionError, read_items, read_submission, write_items, write_submission
@@ -87,7 +87,7 @@ def test_records_left_out_given_twice_or_of_another_split_are_found(task, tmp_pa
 
 
 @given(st.data())
-@settings(max_examples=80, deadline=None)
+@tries(80)
 def test_every_value_of_another_type_is_found(tmp_path_factory, data):
     task = data.draw(st.sampled_from([task for task in FORMATS if FORMATS[task].suffix == ".json"]))
     form, frame, rows = records(task, tmp_path_factory.mktemp("types"))
@@ -162,7 +162,7 @@ def test_a_header_or_a_cut_is_found_wherever_it_is(task, tmp_path):
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@tries(150)
 def test_any_damage_is_found_or_says_something_valid(tmp_path_factory, data):
     task = data.draw(st.sampled_from(list(FORMATS)))
     form, frame, rows = records(task, tmp_path_factory.mktemp("fuzz"))
@@ -211,7 +211,7 @@ def test_a_write_that_breaks_off_leaves_the_file_of_before(tmp_path, monkeypatch
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\x00"), min_size=1) | st.sampled_from(
     ["nan", "null", "None", "NA", "1,000", "1.0", '"', "[1]", " x ", "#N/A"]), min_size=1, max_size=6))
-@settings(max_examples=60, deadline=None)
+@tries(60)
 def test_items_survive_their_file(tmp_path_factory, said):
     uids = ["007", "NA", "1e3", "x", "4705552913.jpg#2r1n", "-"][:len(said)]
     answers = pd.DataFrame(dict(uid=uids, score=[.3, float("nan"), 1., 0., .9, .6][:len(said)], prediction=said))

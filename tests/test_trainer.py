@@ -1,5 +1,4 @@
 """The trainer: killed runs end like undisturbed ones, tasks do not disturb each other's heads, checkpoints are checked."""
-import os
 import signal
 import subprocess
 import sys
@@ -35,7 +34,7 @@ def undisturbed(tmp_path_factory):
     return trainer.run(), weights(trainer)
 
 
-@pytest.mark.parametrize("steps", [1, 10, 11, 35])
+@pytest.mark.parametrize("steps", [1, pytest.param(10, marks=pytest.mark.slow), 11, pytest.param(35, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_bit_identical(tmp_path, undisturbed, steps):
     program = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), steps=steps)
     died = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=Path(__file__).parents[1])
