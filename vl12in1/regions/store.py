@@ -6,7 +6,8 @@
 __all__ = ['Regions', 'StoreError', 'RegionStore']
 
 # %% ../../nbs/30_store.ipynb #a44c18f1
-import json, mmap
+import json
+import mmap
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path

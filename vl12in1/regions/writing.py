@@ -6,7 +6,10 @@
 __all__ = ['RegionWriter', 'verify']
 
 # %% ../../nbs/30a_writing.ipynb #7c757d2d
-import hashlib, json, os, zlib
+import hashlib
+import json
+import os
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
