@@ -233,3 +233,14 @@ def test_lines_fit_the_page(path):
 @pytest.mark.parametrize("path", [path for path in TEXTS if path != Path(__file__)], ids=lambda path: path.name)
 def test_nothing_is_left_for_later(path):
     assert re.findall(r"\b(?:TODO|FIXME|XXX|HACK|[Ss]implified)\b", code_of(path) + prose_of(path)) == []
+
+
+@pytest.mark.parametrize("path", MODULES + NOTEBOOKS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_code_asks_which_head_or_task_it_has(path):
+    assert re.findall(r".*(?:\bhead [!=]=|\b(?:el)?if task ==).*", code_of(path)) == []
+
+
+@pytest.mark.parametrize("line", ['if task == "vqa": pass', 'count = 2 if TASKS[task].head == "pair" else 1', 'if head != "match": pass'])
+def test_a_question_for_the_head_is_found(line, tmp_path):
+    (tmp_path / "module.py").write_text(line)
+    with pytest.raises(AssertionError): test_no_code_asks_which_head_or_task_it_has(tmp_path / "module.py")
