@@ -13,18 +13,21 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ..boxes import iou, to_fractions
+from ..examples.batches import Sources, image_regions
+from ..model import TwelveInOne
 from ..model.interface import Batch, pad
 from ..regions import Regions
 from .attention import empty_figure
 from .statistics import bootstrap_interval
 from ..tasks import TASKS
-from ..examples.batches import image_regions
+from ..training.machine import Machine
 
 # %% ../../nbs/83_probes.ipynb #some-objects
 def sample_objects(
@@ -121,9 +124,9 @@ def questions(objects: pd.DataFrame, categories: int = 10) -> dict[str, tuple[np
 
 # %% ../../nbs/83_probes.ipynb #silent-batch
 def silent_batch(
-    task: str,  # whose token is read
-    keys,       # of the pictures
-    sources,    # regions and word pieces: `Sources`
+    task: str,         # whose token is read
+    keys,              # of the pictures
+    sources: Sources,  # regions and word pieces: `Sources`
 ) -> Batch:
     "Pictures of a task, with a text of no words."
     features, spatials = zip(*[image_regions(sources, key) for key in keys])
@@ -134,11 +137,11 @@ def silent_batch(
 # %% ../../nbs/83_probes.ipynb #region-vectors
 @torch.inference_mode()
 def region_vectors(
-    model,                  # a trained model
+    model: TwelveInOne,     # a trained model
     task: str,              # whose token is read
     objects: pd.DataFrame,  # as `detected_objects` orders them
-    sources,                # regions and word pieces: `Sources`
-    machine,                # where it runs
+    sources: Sources,       # regions and word pieces: `Sources`
+    machine: Machine,       # where it runs
     batch_size: int = 64,   # pictures at a time
 ) -> dict[str, np.ndarray]:
     "Layer -> vectors of the regions of `objects`: (objects, width)."
@@ -215,7 +218,7 @@ _LINES = {"untrained": dict(color="0.55", marker="v"), "pre-trained": dict(color
 
 
 def _probe_panel(
-    ax,                     # where it is drawn
+    ax: Axes,               # where it is drawn
     records: pd.DataFrame,  # of one task and property
     layers,                 # names, from the input on
     majority: float,        # how often the most common label is right
