@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ..boxes import to_fractions, xywh_to_xyxy
+from ..boxes import xywh_to_xyxy
 from .published import Record, Source, open_source
 from .store import Regions, StoreError
 from .writing import RegionWriter

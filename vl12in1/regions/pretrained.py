@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .detector import read_picture, weights_digest
+from .detector import weights_digest
 from .store import Regions
 
 # %% ../../nbs/36_pretrained.ipynb #notice
