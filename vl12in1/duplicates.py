@@ -8,6 +8,7 @@ __all__ = ['FLAT', 'perceptual_hashes', 'near_duplicates']
 # %% ../nbs/39_duplicates.ipynb #3856d39c
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
