@@ -14,8 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY, BOOK = ROOT / "vl12in1", ROOT / "nbs"
 MODULES = sorted(path for path in LIBRARY.rglob("*.py") if path.name != "_modidx.py")
-CHAPTERS = sorted(BOOK.glob("*.ipynb"))
-NOTEBOOKS = CHAPTERS + sorted((BOOK / "study").glob("*.ipynb"))
+INDEX = BOOK / "index.ipynb"  # a tour of the book: it defines nothing, so it has neither module nor number
+CHAPTERS = sorted(path for path in BOOK.glob("*.ipynb") if path != INDEX)
+NOTEBOOKS = [INDEX, *CHAPTERS, *sorted((BOOK / "study").glob("*.ipynb"))]
 FLOORS = {"tasks": 1, "boxes": 1, "answers": 1, "corpora": 2, "regions": 2, "model": 2, "cleaning": 3, "duplicates": 3,
           "leaks": 4, "examples": 3, "training": 4, "evaluation": 5, "predictor": 6, "study": 7, "command": 8}
 RUNTIME = {"numpy", "pandas", "pyarrow", "torch", "tokenizers", "safetensors", "huggingface_hub", "PIL", "sklearn", "tqdm",
@@ -67,6 +68,10 @@ def test_every_chapter_has_its_module():
     assert [path.name for path in CHAPTERS if not default_exp(path) or not default_exp(path).is_file()] == []
 
 
+def test_the_index_exports_nothing():
+    assert [cell["id"] for cell in cells(INDEX) if re.search(r"^#\|\s*(default_exp|exporti?|exports)\b", source(cell), re.M)] == []
+
+
 def test_every_module_has_its_chapter():
     exported = {default_exp(path) for path in CHAPTERS}
     orphans = [path for path in MODULES if path not in exported and path.name != "__init__.py"]
@@ -93,7 +98,7 @@ def misnumbered(names):
 
 
 def test_every_chapter_has_a_number_of_its_own():
-    assert list(misnumbered([path.name for path in CHAPTERS if path.name != "index.ipynb"])) == []
+    assert list(misnumbered([path.name for path in CHAPTERS])) == []
 
 
 @pytest.mark.parametrize("names, complaint", [
@@ -233,3 +238,14 @@ def test_lines_fit_the_page(path):
 @pytest.mark.parametrize("path", [path for path in TEXTS if path != Path(__file__)], ids=lambda path: path.name)
 def test_nothing_is_left_for_later(path):
     assert re.findall(r"\b(?:TODO|FIXME|XXX|HACK|[Ss]implified)\b", code_of(path) + prose_of(path)) == []
+
+
+@pytest.mark.parametrize("path", MODULES + NOTEBOOKS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_code_asks_which_head_or_task_it_has(path):
+    assert re.findall(r".*(?:\bhead [!=]=|\b(?:el)?if task ==).*", code_of(path)) == []
+
+
+@pytest.mark.parametrize("line", ['if task == "vqa": pass', 'count = 2 if TASKS[task].head == "pair" else 1', 'if head != "match": pass'])
+def test_a_question_for_the_head_is_found(line, tmp_path):
+    (tmp_path / "module.py").write_text(line)
+    with pytest.raises(AssertionError): test_no_code_asks_which_head_or_task_it_has(tmp_path / "module.py")

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from toy import CPU, KEYS, sources, trainer
-from vl12in1.study.probes import (PROPERTIES, SIZES, askable, found_objects, last_layers, majorities, majority, probe, probe_layers,
-                                  probe_training, probes_figure, probes_table, questions, region_vectors, relation, said_once,
-                                  silent_batch, some_objects)
+from vl12in1.study.probes import (PROPERTIES, SIZES, askable, detected_objects, last_layers, majorities, majority, only_meaning,
+                                  probe, probe_layers, probe_training, probes_figure, probes_table, questions, region_vectors,
+                                  relation, sample_objects, silent_batch)
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def toy(tmp_path_factory):
     shared, rng = sources(folder), np.random.default_rng(2)
     rows = [dict(image=key, name=rng.choice(["ball", "box"]), attributes=(rng.choice(["red", "blue"]), rng.choice(["big", "tiny"])),
                  box=tuple(box / 100)) for key in KEYS for box in shared.detected[key].boxes]
-    return shared, trainer(folder).model.eval(), found_objects(pd.DataFrame(rows), shared.detected)
+    return shared, trainer(folder).model.eval(), detected_objects(pd.DataFrame(rows), shared.detected)
 
 
 @pytest.mark.parametrize("width", [5, 60])
@@ -93,15 +93,15 @@ def test_what_corpora_do_not_describe_is_left_out(toy):
     _, _, objects = toy
     bare = questions(objects.assign(attributes=[()] * len(objects), name="thing"))
     assert set(askable(bare, probe_training(objects))) == {"position", "relation"}
-    assert said_once(("Big", "huge"), SIZES) == "large" and said_once(("big", "tiny"), SIZES) is None
+    assert only_meaning(("Big", "huge"), SIZES) == "large" and only_meaning(("big", "tiny"), SIZES) is None
 
 
 def test_few_objects_per_picture_and_all_found_ones_overlap(toy):
     shared, _, objects = toy
-    few = some_objects(objects, limit=20, per_picture=2)
+    few = sample_objects(objects, limit=20, per_picture=2)
     assert len(few) == 20 and (few.groupby("image").size() <= 2).all()
     away = pd.DataFrame(dict(image=["coco:999"], name=["a"], attributes=[()], box=[(0., 0., 1., 1.)]))
-    assert len(found_objects(away, shared.detected)) == 0
+    assert len(detected_objects(away, shared.detected)) == 0
 
 
 def test_no_objects_give_no_questions_and_an_empty_report():

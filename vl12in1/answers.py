@@ -48,7 +48,7 @@ def normalise_words(text) -> str:
 def _trim(text): return text.replace("\n", " ").replace("\t", " ").strip()
 
 @lru_cache(maxsize=1 << 16)
-def normalise_answer(text) -> str:
+def normalise_answer(text: str) -> str:
     "Normal form of an answer, as the official VQA scorer computes it (GT-Vision-Lab/VQA, `vqaEval.py`)."
     return normalise_words(strip_punctuation(_trim(text)))
 
@@ -79,9 +79,11 @@ def check_answers(answers):
     if isinstance(answers, str): raise ValueError(f"answers {answers!r}: one string; give the list of people's answers")
     if not len(answers): raise ValueError("no answers: an unlabelled question cannot be scored")
 
-def vqa_accuracy(prediction: str, answers, behaviour: str = "2021") -> float:
-    """Official VQA accuracy, 0 to 1, given the ten annotators' raw `answers`; `behaviour` is "2021" or "2017".
-    ValueError for any other number of answers: the formula is not meant for it."""
+def vqa_accuracy(prediction: str,          # one answer
+                 answers: list[str],       # of the ten annotators, as they wrote them
+                 behaviour: str = "2021",  # of the scorer of this year, or of "2017"
+                ) -> float:
+    "Official VQA accuracy, 0 to 1. ValueError for any other number of answers: the formula is not meant for it."
     if behaviour not in FORMS: raise ValueError(f"behaviour {behaviour!r}: the scorer has {' and '.join(FORMS)}")
     check_answers(answers)
     if len(answers) != 10: raise ValueError(f"{len(answers)} answers: VQA accuracy is defined for ten; see `exact_match`")
@@ -89,19 +91,19 @@ def vqa_accuracy(prediction: str, answers, behaviour: str = "2021") -> float:
     return agreement(answers.count(prediction), len(answers))
 
 # %% ../nbs/02_answers.ipynb #soft-scores
-def soft_scores(answers) -> dict[str, float]:
+def soft_scores(answers: list[str]) -> dict[str, float]:
     "Training targets: normalised answer -> min(1, 3 x its share of the annotators); with ten, 0.3 per voice."
     counts = Counter(map(normalise_answer, answers))
     return {answer: min(1., 3 * count / len(answers)) for answer, count in counts.items() if answer}
 
 # %% ../nbs/02_answers.ipynb #vqa-conventions
-def vqa_conventions(prediction, answers) -> dict[str, float]:
+def vqa_conventions(prediction: str, answers: list[str]) -> dict[str, float]:
     "Credit of a prediction in normal form by the three conventions: the scorers of 2021 and 2017, and as a target."
     return {"2021": vqa_accuracy(prediction, answers), "2017": vqa_accuracy(prediction, answers, "2017"),
             "target": soft_scores(answers).get(prediction, 0.)}
 
 # %% ../nbs/02_answers.ipynb #exact-match
-def exact_match(prediction, answers) -> float:
+def exact_match(prediction: str, answers) -> float:
     "1 if the normalised `prediction` equals one of the normalised `answers`, else 0."
     check_answers(answers)
     return float(normalise_answer(prediction) in map(normalise_answer, answers))

@@ -9,18 +9,21 @@ __all__ = ['xywh_to_xyxy', 'to_fractions', 'iou', 'spatial_rows']
 import numpy as np
 
 # %% ../nbs/01_boxes.ipynb #xywh-to-xyxy
-def xywh_to_xyxy(boxes) -> np.ndarray:
+def xywh_to_xyxy(boxes: np.ndarray) -> np.ndarray:
     "`(…, 4)` boxes `x, y, width, height` -> corners `x1, y1, x2, y2`, same unit, float64."
     boxes = np.asarray(boxes, dtype=float)
     return np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
 
 # %% ../nbs/01_boxes.ipynb #to-fractions
-def to_fractions(boxes, width, height) -> np.ndarray:
-    "`(…, 4)` corner boxes in pixels -> fractions of a picture of `width` x `height` pixels."
+def to_fractions(boxes: np.ndarray,  # (…, 4) corner boxes in pixels
+                 width: float,       # of their picture, in pixels
+                 height: float,      # of their picture, in pixels
+                ) -> np.ndarray:
+    "Corner boxes in pixels -> fractions of their picture, (…, 4)."
     return np.asarray(boxes, dtype=float) / np.array([width, height, width, height], dtype=float)
 
 # %% ../nbs/01_boxes.ipynb #iou
-def iou(a, b) -> np.ndarray:
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     "Intersection over union of every box of `a` (N, 4) with every box of `b` (M, 4): (N, M), corner boxes; empty boxes give 0."
     a, b = np.asarray(a, dtype=float).reshape(-1, 1, 4), np.asarray(b, dtype=float).reshape(1, -1, 4)
     sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
@@ -29,7 +32,7 @@ def iou(a, b) -> np.ndarray:
     return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
 
 # %% ../nbs/01_boxes.ipynb #spatial-rows
-def spatial_rows(boxes) -> np.ndarray:
+def spatial_rows(boxes: np.ndarray) -> np.ndarray:
     "Corner boxes as fractions (N, 4) -> (N, 5) float32: `x1, y1, x2, y2, area`."
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(-1, keepdims=True)

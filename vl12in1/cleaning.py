@@ -40,7 +40,7 @@ def images_of(frame: pd.DataFrame) -> set[str]:
     "The image keys that an example frame mentions."
     return set(chain.from_iterable(frame["images"]))
 
-def test_images(frames, tests=None) -> set[str]:
+def test_images(frames: dict, tests: dict | None = None) -> set[str]:
     """Images in the splits that count as test; `frames`: corpus -> split -> example frame, as `corpora.load` returns;
     `tests`: corpus -> beginnings of the names of those splits, for a corpus it does not name ("test",)."""
     return set().union(*(images_of(frames[corpus][split]) for corpus, split in _tested(frames, tests)))
@@ -61,9 +61,11 @@ def _learned(frames, tested, others) -> dict[tuple[str, str], set[str]]:
     return learned | {(name, "train"): _keys(name, source) for name, source in (others or {}).items()}
 
 # %% ../nbs/38_cleaning.ipynb #leaks
-def find_leaks(frames, tests=None, others=None) -> pd.DataFrame:
-    """One row per image that is learned from and tested on: `task`, `split`, `image`, `test_of` (a task).
-    `tests`: as for `test_images`; `others`: name -> frame or image keys that something else learned from."""
+def find_leaks(frames: dict,                # corpus -> split -> example frame, as `corpora.load` returns
+               tests: dict | None = None,   # which splits count as test, as for `test_images`
+               others: dict | None = None,  # name -> frame or image keys that something else learned from
+              ) -> pd.DataFrame:
+    "One row per image that is learned from and tested on: `task`, `split`, `image`, `test_of` (a task)."
     tested = _tested(frames, tests)
     held_out = {corpus: test_images({corpus: frames[corpus]}, tests) for corpus, _ in tested}
     rows = []
@@ -73,9 +75,11 @@ def find_leaks(frames, tests=None, others=None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "split", "image", "test_of"])
 
 # %% ../nbs/38_cleaning.ipynb #overlap-counts
-def overlap_counts(frames, tests=None, others=None) -> pd.DataFrame:
-    """Twelve by twelve: test images of the row's task that the column's learns from; missing where a corpus is absent.
-    `others` (as for `find_leaks`) have a column each, after the tasks."""
+def overlap_counts(frames: dict,                # corpus -> split -> example frame, as `corpora.load` returns
+                   tests: dict | None = None,   # which splits count as test, as for `test_images`
+                   others: dict | None = None,  # as for `find_leaks`; a column each, after the tasks
+                  ) -> pd.DataFrame:
+    "Twelve by twelve: test images of the row's task that the column's learns from; missing where a corpus is absent."
     names = list(others or ())
     here = [name for corpus, name in _names.items() if corpus in frames]
     counts = find_leaks(frames, tests, others).groupby(["test_of", "task"])["image"].nunique().unstack()
@@ -88,15 +92,22 @@ def _totals(frames, tests) -> pd.Series:
     return pd.Series({_names.get(corpus, corpus): len(test_images({corpus: splits}, tests))
                       for corpus, splits in frames.items()}, dtype=float)
 
-def overlap_matrix(frames, tests=None, others=None) -> pd.DataFrame:
+def overlap_matrix(frames: dict,                # corpus -> split -> example frame, as `corpora.load` returns
+                   tests: dict | None = None,   # which splits count as test, as for `test_images`
+                   others: dict | None = None,  # as for `find_leaks`
+                  ) -> pd.DataFrame:
     "`overlap_counts` in percent of the row's test images; missing where a corpus is absent or tests on nothing."
     totals = _totals(frames, tests).reindex(list(TASKS)).replace(0, np.nan)
     return overlap_counts(frames, tests, others).div(totals, axis=0) * 100
 
 # %% ../nbs/38_cleaning.ipynb #overlap-examples
-def overlap_examples(frames, n: int = 3, tests=None, others=None) -> pd.DataFrame:
-    """One row per pair with an overlap: `test_of`, `task` (that learns), `count`, `percent` of the test images,
-    `examples`: the first `n` keys, separated by spaces."""
+def overlap_examples(frames: dict,                # corpus -> split -> example frame, as `corpora.load` returns
+                     n: int = 3,                  # examples per pair
+                     tests: dict | None = None,   # which splits count as test, as for `test_images`
+                     others: dict | None = None,  # as for `find_leaks`
+                    ) -> pd.DataFrame:
+    """One row per pair with an overlap: `test_of`, `task` (that learns), `count`, `percent` of the test images, `examples`: the
+    first `n` keys, separated by spaces."""
     leaked = find_leaks(frames, tests, others).drop_duplicates(["test_of", "task", "image"])
     table = leaked.groupby(["test_of", "task"])["image"].agg(
         count="size", examples=lambda images: " ".join(images.head(n))).reset_index()
@@ -105,7 +116,10 @@ def overlap_examples(frames, n: int = 3, tests=None, others=None) -> pd.DataFram
     return table
 
 # %% ../nbs/38_cleaning.ipynb #drop-images
-def drop_images(frames, images, tests=None) -> dict[str, dict[str, pd.DataFrame]]:
+def drop_images(frames: dict,               # corpus -> split -> example frame, as `corpora.load` returns
+                images: set[str],           # image keys
+                tests: dict | None = None,  # which splits count as test, as for `test_images`
+               ) -> dict[str, dict[str, pd.DataFrame]]:
     "`frames` without the train and val examples that touch one of `images`; what counts as test, and order, as it was."
     images, tested = set(images), _tested(frames, tests)
 
@@ -117,7 +131,7 @@ def drop_images(frames, images, tests=None) -> dict[str, dict[str, pd.DataFrame]
     return {corpus: {split: without(corpus, split, frame) for split, frame in splits.items()} for corpus, splits in frames.items()}
 
 # %% ../nbs/38_cleaning.ipynb #clean
-def clean(frames, tests=None) -> dict[str, dict[str, pd.DataFrame]]:
+def clean(frames: dict, tests: dict | None = None) -> dict[str, dict[str, pd.DataFrame]]:
     "`frames` without the train and val examples that touch a test image of any task; `tests`: as for `test_images`."
     return drop_images(frames, test_images(frames, tests), tests)
 
@@ -125,8 +139,11 @@ def clean(frames, tests=None) -> dict[str, dict[str, pd.DataFrame]]:
 class LeakError(Exception):
     "Test images are learned from."
 
-def check_clean(frames, tests=None, others=None) -> None:
-    "LeakError naming who learns from test images of which task, and some of them; arguments as for `find_leaks`."
+def check_clean(frames: dict,                # corpus -> split -> example frame, as `corpora.load` returns
+                tests: dict | None = None,   # which splits count as test, as for `test_images`
+                others: dict | None = None,  # as for `find_leaks`
+               ) -> None:
+    "LeakError naming who learns from test images of which task, and some of them."
     leaked = find_leaks(frames, tests, others)
     if leaked.empty:
         return
@@ -140,7 +157,7 @@ def check_clean(frames, tests=None, others=None) -> None:
     raise LeakError("\n".join(lines))
 
 # %% ../nbs/38_cleaning.ipynb #sizes
-def sizes(frames, cleaned) -> pd.DataFrame:
+def sizes(frames: dict, cleaned: dict) -> pd.DataFrame:
     "Per task: images and examples of train before and after cleaning, percent `lost`; sizes of val and test."
     rows = {}
     for corpus, splits in frames.items():
@@ -155,7 +172,7 @@ def sizes(frames, cleaned) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").loc[order].rename_axis("task")
 
 # %% ../nbs/38_cleaning.ipynb #save-images
-def save_images(images, path) -> None:
+def save_images(images: set[str], path: str | Path) -> None:
     "Write image keys as JSON `{collection: [ids]}`, sorted; makes the folder."
     collections = {}
     for key in sorted(images):
@@ -164,7 +181,7 @@ def save_images(images, path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(collections, indent=1) + "\n")
 
-def load_images(path) -> set[str]:
+def load_images(path: str | Path) -> set[str]:
     "The image keys that `save_images` wrote."
     collections = json.loads(Path(path).read_text())
     return {f"{collection}:{id}" for collection, ids in collections.items() for id in ids}

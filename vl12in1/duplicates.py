@@ -37,7 +37,7 @@ def _fingerprint(file, phash) -> tuple[int, float, str]:
     return int.from_bytes(bits.tobytes(), "big"), float(np.asarray(grey.resize((32, 32))).std()), ""
 
 # %% ../nbs/39_duplicates.ipynb #perceptual-hashes
-def perceptual_hashes(images, workers: int = 4) -> pd.DataFrame:
+def perceptual_hashes(images: dict[str, Path], workers: int = 4) -> pd.DataFrame:
     """One row per picture of `images` (key -> file): `hash` (uint64), `contrast` (grey levels), `problem`: empty, or
     why the file cannot be read. ImportError without ImageHash."""
     phash = hashing_library().phash
@@ -73,10 +73,13 @@ def _near(left: np.ndarray, right: np.ndarray, distance: int) -> np.ndarray:
     return np.unique(np.concatenate(near), axis=0)
 
 # %% ../nbs/39_duplicates.ipynb #near-duplicates
-def near_duplicates(hashes: pd.DataFrame, left, right, distance: int = 4) -> pd.DataFrame:
-    """All pairs of a key of `left` and another of `right` whose hashes differ in at most `distance` of 64 bits: columns
-    `left`, `right`, `distance`, `flat` (one of the two shows next to nothing), the closest first. `hashes`: as
-    `perceptual_hashes` makes them; KeyError for a key without a hash; unreadable pictures are left out."""
+def near_duplicates(hashes: pd.DataFrame,  # as `perceptual_hashes` makes them
+                    left: set[str],        # image keys
+                    right: set[str],       # image keys
+                    distance: int = 4,     # most bits, of 64, in which two hashes differ
+                   ) -> pd.DataFrame:
+    """All pairs of a key of `left` and another of `right` that are that close: columns `left`, `right`, `distance`, `flat` (one of
+    the two shows next to nothing), the closest first. KeyError for a key without a hash; unreadable pictures are left out."""
     left, right = (np.array(sorted(set(keys)), dtype=object) for keys in (left, right))
     if missing := sorted({*left, *right} - set(hashes.index)):
         raise KeyError(f"no hash of image {missing[0]!r} and {len(missing) - 1} others; hash their pictures first")

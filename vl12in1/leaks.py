@@ -26,9 +26,9 @@ _forms = {  # collection -> pattern of its names, whose group is named after the
 }
 
 # %% ../nbs/38a_leaks.ipynb #5f154ffc
-def key_of_name(name,                    # a number or a string, as upstream files or lists of others have it; a key stands for itself
-                collection: str | None,  # whose name it is; None if the name is a key
-                identity,                # alias -> key, as `corpora.identity` returns
+def key_of_name(name: str | int,           # as upstream files or lists of others have it; a key stands for itself
+                collection: str | None,    # whose name it is; None if the name is a key
+                identity: dict[str, str],  # alias -> key, as `corpora.identity` returns
                ) -> str:
     "The image key of a name; ValueError naming it if it fits no form of `collection`."
     prefix, _, rest = str(name).partition(":")
@@ -64,9 +64,9 @@ def _lists(file: Path, collection) -> dict[str | None, list]:
     return lists
 
 # %% ../nbs/38a_leaks.ipynb #1ef69fc3
-def read_image_list(path,                           # `.json` (a list, or {collection: list}), `.npy` (ids), else text, a name a line
-                    collection: str | None = None,  # of the names; None if the file or its names say it
-                    identity=None,                  # alias -> key, as `corpora.identity` returns
+def read_image_list(path: str | Path,                        # `.json` (a list, or {collection: list}), `.npy` (ids), else text, a name a line
+                    collection: str | None = None,           # of the names; None if the file or its names say it
+                    identity: dict[str, str] | None = None,  # alias -> key, as `corpora.identity` returns
                    ) -> set[str]:
     "Canonical keys of the images in a list; ValueError names file and entry."
     keys = set()
@@ -81,9 +81,12 @@ def read_image_list(path,                           # `.json` (a list, or {colle
 # %% ../nbs/38a_leaks.ipynb #save-published
 _LISTS = {"coco": "coco", "genome": "visual_genome", "flickr": "flickr30k"}  # stem of the file -> collection
 
-def save_published(images, folder, identity) -> None:
-    """Write `coco_`, `genome_` and `flickr_test_ids.npy` (int64, sorted, unique), as the published readers expect them:
-    ids of image keys and of all their aliases (`identity`: alias -> key); makes the folder."""
+def save_published(images: set[str],          # image keys
+                   folder: str | Path,        # to write to; made if it is absent
+                   identity: dict[str, str],  # alias -> key, as `corpora.identity` returns
+                  ) -> None:
+    """Write `coco_`, `genome_` and `flickr_test_ids.npy` (int64, sorted, unique), as the published readers expect them: ids of
+    image keys and of all their aliases."""
     images, folder = set(images), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     aliases = {alias for alias, key in identity.items() if key in images}
@@ -93,11 +96,11 @@ def save_published(images, folder, identity) -> None:
         np.save(folder / f"{stem}_test_ids.npy", np.sort(np.array(ids, dtype=np.int64)))
 
 # %% ../nbs/38a_leaks.ipynb #leak-report
-def leak_report(root,                                # folder of the corpora
-                tests=None,                          # which splits count as test, as for `cleaning.test_images`
-                detector=None,                       # a file for `read_image_list`: images that a detector learned from
+def leak_report(root: str | Path,                    # folder of the corpora
+                tests: dict | None = None,           # which splits count as test, as for `cleaning.test_images`
+                detector: str | Path | None = None,  # a file for `read_image_list`: images that a detector learned from
                 collection: str = "visual_genome",   # of the names in that file
-                drop=None,                           # a file of `cleaning.save_images`: images that are taken out first
+                drop: str | Path | None = None,      # a file of `cleaning.save_images`: images that are taken out first
                ) -> tuple[str, bool]:
     "Text about all leaks between the corpora below `root`, and True if there is none."
     frames = corpora.load(root)

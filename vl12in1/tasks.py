@@ -15,17 +15,16 @@ from dataclasses import dataclass
 class Task:
     """One row of the table: how a task is read, answered, trained and scored (published values, section 4 of the paper and its code).
 
-    Attributes:
-        name: the key of `TASKS`, used in files, tables and parameters
-        title: what a table prints
-        group: G1 … G4, the paper's task groups
-        corpus: key of the mapping that `corpora.load` returns
-        head: answer, match, ground, pair or entail
-        metric: what the table cell measures, in percent
-        text_length: word pieces kept, [CLS] and [SEP] included
-        batch_size: examples per optimiser step
-        learning_rate: divided by the smallest one of a run, it scales the loss
-        vocabulary: answer vocabulary; only for the head `answer`
+    - `name`: the key of `TASKS`, used in files, tables and parameters
+    - `title`: what a table prints
+    - `group`: G1 … G4, the paper's task groups
+    - `corpus`: key of the mapping that `corpora.load` returns
+    - `head`: answer, match, ground, pair or entail
+    - `metric`: what the table cell measures, in percent
+    - `text_length`: word pieces kept, [CLS] and [SEP] included
+    - `batch_size`: examples per optimiser step
+    - `learning_rate`: divided by the smallest one of a run, it scales the loss
+    - `vocabulary`: answer vocabulary; only for the head `answer`
     """
     name: str
     title: str
@@ -70,7 +69,7 @@ PRETRAINING = Task("pretraining", "Conceptual Captions", "", "conceptual_caption
 TRAINABLE: Mapping[str, Task] = ChainMap(TASKS, {PRETRAINING.name: PRETRAINING})
 
 # %% ../nbs/00_tasks.ipynb #loss-scales
-def loss_scales(tasks) -> dict[str, float]:
+def loss_scales(tasks: list[str]) -> dict[str, float]:
     "Task name -> factor of its loss: its learning rate over the smallest one of `tasks` (names)."
     rates = {name: TRAINABLE[name].learning_rate for name in tasks}
     return {name: rate / min(rates.values()) for name, rate in rates.items()}

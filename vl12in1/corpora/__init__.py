@@ -49,7 +49,7 @@ def _state(root, corpus: str) -> str:
     return "incomplete" if missing(root, corpus, release) else "present"
 
 # %% ../../nbs/28_corpora.ipynb #present
-def present(root) -> pd.DataFrame:
+def present(root: str | Path) -> pd.DataFrame:
     """One row per corpus: `state` (present, incomplete, absent), the `release` that is read, `files` it needs below `root`,
     and which of them are `missing`."""
     read = {corpus: release_of(root, corpus) for corpus in RELEASES}
@@ -70,7 +70,7 @@ def _without_collector():
             gc.enable()
 
 # %% ../../nbs/28_corpora.ipynb #load
-def load(root, only=None) -> dict[str, dict[str, pd.DataFrame]]:
+def load(root: str | Path, only: list[str] | None = None) -> dict[str, dict[str, pd.DataFrame]]:
     """Example frames, corpus -> split (`train`, `val`, `test`) -> frame, of the corpora present below `root`, or of
     those in `only`. CorpusError for an incomplete or malformed corpus, a folder with none, an absent one in `only`."""
     if unknown := set(only or ()) - set(READERS):

@@ -50,7 +50,7 @@ def _vqa_answers(file) -> dict[int, tuple]:
     return by_question
 
 # %% ../../nbs/22_answering.ipynb #vqa-questions
-def vqa_questions(root, subset: str) -> pd.DataFrame:
+def vqa_questions(root: str | Path, subset: str) -> pd.DataFrame:
     """Questions of `train2014`, `val2014`, `test2015` or `test-dev2015`, in upstream's order; columns as `read_vqa` has
     them. The answers to test questions are those of `v2_mscoco_test2015_annotations.json`, `()` if there is none."""
     file = upstream(root, f"vqa/v2_OpenEnded_mscoco_{subset}_questions.json")
@@ -108,7 +108,7 @@ def _gqa_piece(file, photographs: dict[str, str]) -> pd.DataFrame:
                   "group": _within(questions, "groups", "global"), "balanced": optional(questions, "isBalanced", True, bool),
                   "entailed": _entailed(questions)}, file)
 
-def gqa_questions(root, name: str) -> pd.DataFrame:
+def gqa_questions(root: str | Path, name: str) -> pd.DataFrame:
     """Questions of `{train|val|testdev|test|challenge}_{balanced|all}` or `submission_all`, in upstream's order; columns
     as `read_gqa` has them. Needs `visual_genome/image_data.json`: it says which images are COCO photographs."""
     photographs = {str(id): photograph.key for id, photograph in visual_genome_images(root).items()}
@@ -134,7 +134,7 @@ class Choices(NamedTuple):
     valid: frozenset[str]
     plausible: frozenset[str]
 
-def gqa_choices(root) -> dict[str, Choices]:
+def gqa_choices(root: str | Path) -> dict[str, Choices]:
     "Question id -> Choices, for GQA's validation questions: `gqa/eval/val_choices.json`, `{id: {valid, plausible}}`."
     file = upstream(root, "gqa/eval/val_choices.json")
     content = read_json(file)

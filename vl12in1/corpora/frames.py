@@ -22,7 +22,12 @@ import pandas as pd
 # %% ../../nbs/20_frames.ipynb #corpuserror
 class CorpusError(Exception):
     "A corpus file that is not what upstream publishes: `file`, `record` and `field` (None: all of it), `problem`."
-    def __init__(self, file, record=None, field=None, problem=""):
+    def __init__(self,
+                 file: str | Path,          # that is wrong
+                 record=None,               # what names the record; None: all of them
+                 field: str | None = None,  # of the record; None: all of it
+                 problem: str = "",         # what was expected, and what is there
+                ):
         self.file, self.record, self.field, self.problem = Path(file), record, field, problem
         named = [f"record {record}"] * (record is not None) + [f"field {field!r}"] * (field is not None)
         super().__init__(": ".join([str(file), ", ".join(named), problem] if named else [str(file), problem]))
@@ -94,10 +99,9 @@ def unstorable(values) -> int | None:
 class Records:
     """Records of one upstream file, read a field at a time; every error names the file, the record and the field.
 
-    Attributes:
-        file: that errors name
-        rows: a dictionary per record
-        name: position -> what an error calls the record
+    - `file`: that errors name
+    - `rows`: a dictionary per record
+    - `name`: position -> what an error calls the record
     """
     file: Path
     rows: list

@@ -86,14 +86,14 @@ def _genome_list(root) -> list[_Listed]:
     return list(map(_Listed, ids, coco, flickr, _pixels(listed, "width"), _pixels(listed, "height")))
 
 # %% ../../nbs/21_images.ipynb #visual-genome-images
-def visual_genome_images(root) -> dict[int, Photograph]:
+def visual_genome_images(root: str | Path) -> dict[int, Photograph]:
     """Visual Genome id -> Photograph, from `visual_genome/image_data.json`: image_id (v1.0: id), width, height, coco_id
     (or null), flickr_id (or null, or absent). Its key is COCO's, else Flickr30k's if that lists it, else its own."""
     upstream(root, "visual_genome/image_data.json")
     return {image.id: Photograph(image.key, image.width, image.height) for image in _genome_list(root)}
 
 # %% ../../nbs/21_images.ipynb #identity
-def identity(root) -> dict[str, str]:
+def identity(root: str | Path) -> dict[str, str]:
     "Alias -> canonical key, for every image that has two names; empty without `visual_genome/image_data.json`."
     listed = _genome_list(root)
     names = {f"visual_genome:{image.id}": image.key for image in listed}
@@ -119,7 +119,7 @@ def _pictures(folder, collection: str):
             yield f"{owner}:{match[1]}", Path(place, match[0])
 
 # %% ../../nbs/21_images.ipynb #image-files
-def image_files(root) -> dict[str, Path]:
+def image_files(root: str | Path) -> dict[str, Path]:
     """Canonical image key -> picture file, for all pictures found under `images/`. The collection that the key names
     comes first, then Visual Genome, then GQA; within one collection the last folder in alphabetical order."""
     canonical, files = identity(root), {}

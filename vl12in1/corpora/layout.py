@@ -85,7 +85,7 @@ EXTRA_FILES = {
 _holds = {path: holds for files in (*(files for releases in RELEASES.values() for files in releases.values()),
                                     DETECTOR_FILES, EXTRA_FILES) for path, holds in files.items()}
 
-def find_files(root, path: str) -> list[Path]:
+def find_files(root: str | Path, path: str) -> list[Path]:
     "Files below `root` that a path of the tables above stands for, packed or not, pieces in order; [] if there is none."
     other = path.removesuffix(".gz") if path.endswith(".gz") else path + ".gz"
     files = [file for name in (other, path) for file in Path(root).glob(name) if file.is_file()]

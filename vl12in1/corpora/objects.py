@@ -7,6 +7,7 @@ __all__ = ['visual_genome_objects']
 
 # %% ../../nbs/27_objects.ipynb #a38b08bd
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -58,7 +59,7 @@ def _names(objects: Records) -> list[str]:
     return [listed[0] if listed else "" for listed in _strings(objects, names, field)]
 
 # %% ../../nbs/27_objects.ipynb #visual-genome-objects
-def visual_genome_objects(root) -> pd.DataFrame:
+def visual_genome_objects(root: str | Path) -> pd.DataFrame:
     """Visual Genome's objects, `objects.json` [{image_id, objects: [{object_id, x, y, w, h, names}]}] and their
     `attributes.json`: columns `image` (canonical key), `name` (the first), `attributes` (tuple), `box` (fractions)."""
     file = upstream(root, "visual_genome/objects.json")

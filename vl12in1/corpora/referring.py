@@ -7,6 +7,7 @@ __all__ = ['guesswhat_games']
 
 # %% ../../nbs/24_referring.ipynb #23774c84
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -197,9 +198,11 @@ def _meant(games: Records, listed: list[tuple]) -> list[int]:
 # %% ../../nbs/24_referring.ipynb #guesswhat-games
 _OUTCOMES = ("success", "failure", "incomplete")
 
-def guesswhat_games(root, split: str, status=("success",)) -> pd.DataFrame:
-    """The games of `guesswhat.<split>.jsonl.gz` (`train`, `valid`, `test`) that ended in one of `status`: of `success`,
-    `failure`, `incomplete`. Columns as `read_guesswhat`."""
+def guesswhat_games(root: str | Path,                        # folder of all corpora
+                    split: str,                              # `train`, `valid` or `test`
+                    status: tuple[str, ...] = ("success",),  # how the games ended: `success`, `failure`, `incomplete`
+                   ) -> pd.DataFrame:
+    "The games of `guesswhat.<split>.jsonl.gz` that ended in one of `status`; columns as `read_guesswhat`."
     file = upstream(root, f"guesswhat/guesswhat.{split}.jsonl.gz")
     games = _read_games(file)
     wanted = lookup(games, "status", {outcome: outcome in status for outcome in _OUTCOMES}, ", ".join(_OUTCOMES))

@@ -18,7 +18,7 @@ from .layout import release_of, upstream
 from .retrieval import apart, flickr30k_keys, renamed
 
 # %% ../../nbs/25_verification.ipynb #nlvr2-statements
-def nlvr2_statements(root, name: str) -> pd.DataFrame:
+def nlvr2_statements(root: str | Path, name: str) -> pd.DataFrame:
     """One file of NLVR2: `train`, `dev`, `test1`, `test2` or a subset (`balanced_dev`, `unbalanced_test1`, …). A line
     is {identifier: <split>-<set>-<pair>-<sentence>, sentence, label: "True" | "False"}. Columns as `read_nlvr2`."""
     kind, _, split = name.rpartition("_")

@@ -80,6 +80,18 @@ class Head(nn.Module):
         "Score of each of the rows, NaN where the batch has no targets."
         return [np.nan] * len(rows) if batch.targets is None else self.scores(logits, batch).tolist()
 
+    def alternatives(self, examples, rows, batch) -> list[list]:
+        "What each of the rows of the frame is a choice among, as a user reads it, in the order of the logits."
+        return [list(self.labels)] * len(rows)
+
+    def confidences(self, logits) -> torch.Tensor:
+        "How sure the head is of each alternative, from 0 to 1: here each is a yes/no decision of its own."
+        return logits.sigmoid()
+
+    def in_words(self, examples, predictions) -> list:
+        "Predictions of `read` as a user reads them."
+        return [self.labels[number] for number in predictions]
+
 # %% ../../nbs/44_heads.ipynb #two-layers
 def two_layers(inputs: int, width: int, outputs: int) -> nn.Sequential:
     "The published classifier of the larger heads."
@@ -115,6 +127,11 @@ class AnswerHead(Head, kind="answer"):
         people = examples.frame.answers if self.learnable(examples.frame) else [()] * len(chosen)
         scores = [metric(answer, answers) if len(answers) else np.nan for answer, answers in zip(chosen, people)]
         return dict(prediction=chosen, score=scores)
+
+    def alternatives(self, examples, rows, batch):
+        return [list(examples.sources.vocabularies[examples.task.vocabulary].answers)] * len(rows)
+
+    def in_words(self, examples, predictions): return list(predictions)
 
 # %% ../../nbs/44_heads.ipynb #matchhead
 class MatchHead(Head, kind="match"):
@@ -170,6 +187,12 @@ class MatchHead(Head, kind="match"):
         best = np.argsort(-scores, axis=1, kind="stable")[:, :self.shown]
         behind = (scores < scores[np.arange(len(own)), own][:, None]).sum(axis=1)  # a tie counts against the model
         return dict(prediction=list(map(tuple, keys[best])), score=(behind == len(keys) - 1).astype(float), scores=list(scores))
+
+    def confidences(self, logits):
+        "(…, images), one row per caption: one of the images is right, as in training."
+        return logits.softmax(-1)
+
+    def in_words(self, examples, predictions): return list(predictions)
 
 # %% ../../nbs/44_heads.ipynb #soft
 def soft(overlap) -> np.ndarray:
@@ -235,6 +258,17 @@ class GroundHead(Head, kind="ground"):
             right += self.judge(rows, batch, logits)
             regions += [place[shown].numpy() for place, shown in zip(places, batch.region_mask.cpu())]
         return dict(prediction=chosen, score=right, regions=regions)
+
+    def alternatives(self, examples, rows, batch):
+        "Boxes (corners, fractions): the candidates, or else the whole picture and all its regions."
+        if "candidates" in examples.frame: return [list(boxes) for boxes in examples.column("candidates", rows)]
+        places = batch.spatials[..., :4].cpu().double()
+        return [list(map(tuple, place[shown].tolist())) for place, shown in zip(places, batch.region_mask.cpu())]
+
+    def in_words(self, examples, predictions):
+        "Boxes, corners as fractions."
+        if "candidates" not in examples.frame: return list(predictions)
+        return [tuple(boxes[number]) for boxes, number in zip(examples.frame.candidates, predictions)]
 
 # %% ../../nbs/44_heads.ipynb #labelhead
 class LabelHead(Head):
@@ -322,6 +356,7 @@ def with_tokens(model: TwelveInOne, rows) -> TwelveInOne:
     changed = TwelveInOne(replace(model.config, task_tokens=tuple(rows)), model.vocabularies)
     table = f"encoder.{model.encoder.token_table}"
     changed.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name != table}, strict=False)
+    changed.assets = model.assets
     return changed
 
 # %% ../../nbs/44_heads.ipynb #with-task
@@ -333,4 +368,5 @@ def with_task(model: TwelveInOne, task, answers: int = 0) -> TwelveInOne:
     grown = TwelveInOne(replace(model.config, task_tokens=tokens), vocabularies)
     state = grown.state_dict()
     for name, tensor in model.state_dict().items(): state[name][:len(tensor)] = tensor  # the table of tokens has a row more
+    grown.assets = model.assets
     return grown

@@ -30,18 +30,17 @@ STRIDE = 4  # pixels per cell of the feature map, along each side
 class DetectorConfig:
     """What a detector is and how it is trained; the defaults fit the pictures of the miniature world.
 
-    Attributes:
-        channels: of the backbone, at half and at quarter resolution
-        dilations: of its residual convolutions: how far a cell looks around
-        bins: a region is pooled on bins x bins points
-        feature_dim: outputs of fc6
-        boxes: most boxes kept per picture
-        score: least score of a box
-        overlap: of two boxes with a larger IoU, the weaker is dropped
-        epochs: of training
-        batch_size: pictures per step of training
-        learning_rate: highest of the training
-        seed: of weights and order
+    - `channels`: of the backbone, at half and at quarter resolution
+    - `dilations`: of its residual convolutions: how far a cell looks around
+    - `bins`: a region is pooled on bins x bins points
+    - `feature_dim`: outputs of fc6
+    - `boxes`: most boxes kept per picture
+    - `score`: least score of a box
+    - `overlap`: of two boxes with a larger IoU, the weaker is dropped
+    - `epochs`: of training
+    - `batch_size`: pictures per step of training
+    - `learning_rate`: highest of the training
+    - `seed`: of weights and order
     """
     channels: tuple[int, int] = (24, 48)
     dilations: tuple[int, ...] = (1, 2, 3)
@@ -64,7 +63,7 @@ def _naming(path):
         raise OSError(f"{path}: cannot be read as a picture ({error}); replace the file, then run this again") from None
 
 # %% ../../nbs/33_detector.ipynb #read-picture
-def read_picture(path) -> np.ndarray:
+def read_picture(path: str | Path) -> np.ndarray:
     "The picture in a file of any mode: (height, width, 3) uint8; OSError naming the file if there is none."
     with _naming(path), Image.open(path) as image:
         if image.mode.startswith("I"): image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
@@ -194,12 +193,11 @@ def weights_digest(model: nn.Module) -> str:
 class Detector:
     """A trained detector. Pictures are (height, width, 3) uint8 arrays (`read_picture`), boxes corners in pixels.
 
-    Attributes:
-        config: what it is and how it was trained
-        class_names: the first is "background"
-        attribute_names: one output each, any number may hold
-        backbone: picture -> map of features, and where things are
-        head: pooled region -> feature, class, attributes
+    - `config`: what it is and how it was trained
+    - `class_names`: the first is "background"
+    - `attribute_names`: one output each, any number may hold
+    - `backbone`: picture -> map of features, and where things are
+    - `head`: pooled region -> feature, class, attributes
     """
     config: DetectorConfig
     class_names: tuple[str, ...]
@@ -208,7 +206,11 @@ class Detector:
     head: RegionHead
 
     @classmethod
-    def new(cls, config: DetectorConfig, class_names, attribute_names) -> "Detector":
+    def new(cls,
+            config: DetectorConfig,            # sizes and seed
+            class_names: tuple[str, ...],      # the first is "background"
+            attribute_names: tuple[str, ...],  # may be none
+           ) -> "Detector":
         "An untrained detector; its weights depend on `config.seed` alone."
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -225,11 +227,11 @@ class Detector:
         settings = {"boxes": boxes, "features": "fc6 after batch norm and ReLU", "sha256": weights_digest(self.modules)}
         return dict(extractor="vl12in1.regions.detector", settings=settings | asdict(self.config), class_names=self.class_names)
 
-    def detect(self, pictures) -> list[Regions]:
+    def detect(self, pictures: list[np.ndarray]) -> list[Regions]:
         "The regions found in each picture: at least one, at most `config.boxes`."
         return _regions(self, pictures)
 
-    def describe(self, pictures, boxes) -> list[Regions]:
+    def describe(self, pictures: list[np.ndarray], boxes: list[np.ndarray]) -> list[Regions]:
         "The regions of each picture in the boxes given: one array (n, 4) per picture."
         return _regions(self, pictures, boxes)
 
@@ -264,7 +266,7 @@ def read_features(detector: Detector, features) -> tuple[np.ndarray, np.ndarray]
     return classes.cpu().numpy(), attributes.cpu().numpy()
 
 # %% ../../nbs/33_detector.ipynb #save-detector
-def save_detector(detector: Detector, folder):
+def save_detector(detector: Detector, folder: str | Path):
     "Write `detector.json` and `weights.safetensors` into `folder`."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -278,7 +280,7 @@ def save_detector(detector: Detector, folder):
     save_file(weights, path)
     path.chmod(mode)  # of any new file; safetensors would keep it from everybody else
 
-def load_detector(folder) -> Detector:
+def load_detector(folder: str | Path) -> Detector:
     "The detector that `save_detector` wrote into `folder`."
     description = json.loads((Path(folder) / "detector.json").read_text())
     settings = {name: tuple(value) if isinstance(value, list) else value

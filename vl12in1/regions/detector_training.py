@@ -7,6 +7,7 @@ __all__ = ['train_detector', 'recall', 'name_scores']
 
 # %% ../../nbs/34_detector_training.ipynb #5dff8797
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,16 +19,16 @@ from tqdm import tqdm
 from ..boxes import iou, to_fractions
 from .detector import (STRIDE, Detector, DetectorConfig, pad_boxes, pool_regions, read_features,
                                       read_picture, stack_pictures)
+from .store import Regions
 
 # %% ../../nbs/34_detector_training.ipynb #things
 @dataclass(frozen=True, eq=False)
 class Things:
     """The annotated things of one picture.
 
-    Attributes:
-        boxes: (n, 4) float32, corners in pixels
-        classes: (n,) int64, positions in the class names; 0 is the background
-        attributes: (n, A) float32, 1 where it holds; nan if the thing was not described
+    - `boxes`: (n, 4) float32, corners in pixels
+    - `classes`: (n,) int64, positions in the class names; 0 is the background
+    - `attributes`: (n, A) float32, 1 where it holds; nan if the thing was not described
     """
     boxes: np.ndarray
     classes: np.ndarray
@@ -116,8 +117,11 @@ def size_batches(sizes: dict, batch_size: int, rng: np.random.Generator) -> list
     return [batches[row] for row in rng.permutation(len(batches))]
 
 # %% ../../nbs/34_detector_training.ipynb #train-detector
-def train_detector(images: dict, objects: pd.DataFrame, config: DetectorConfig = DetectorConfig()) -> Detector:
-    "Train on `images` (key -> file) and the `objects` drawn in them: columns image, name, attributes, box (fractions)."
+def train_detector(images: dict[str, Path],                    # key -> file
+                   objects: pd.DataFrame,                      # drawn in them: columns image, name, attributes, box (fractions)
+                   config: DetectorConfig = DetectorConfig(),  # sizes and training
+                  ) -> Detector:
+    "A detector of the names and attributes that occur."
     objects = objects[objects["image"].isin(list(images))]
     pictures = {key: read_picture(images[key]) for key in sorted(set(objects["image"]))}
     sizes = {key: picture.shape[1::-1] for key, picture in pictures.items()}
@@ -142,8 +146,11 @@ def train_detector(images: dict, objects: pd.DataFrame, config: DetectorConfig =
     return detector
 
 # %% ../../nbs/34_detector_training.ipynb #recall
-def recall(regions, objects: pd.DataFrame, threshold: float = 0.5) -> float:
-    "Share of `objects` (columns image, box as fractions) that a region of their image covers with IoU >= `threshold`."
+def recall(regions: dict[str, Regions],  # what a detector saw, by image
+           objects: pd.DataFrame,        # what is there: columns image, box (fractions)
+           threshold: float = 0.5,       # least IoU
+          ) -> float:
+    "Fraction of `objects` that a region of their image covers."
     best = []
     for key, boxes in objects.groupby("image")["box"]:
         detected = regions[key]
@@ -151,9 +158,12 @@ def recall(regions, objects: pd.DataFrame, threshold: float = 0.5) -> float:
     return float(np.mean(np.array(best) >= threshold))
 
 # %% ../../nbs/34_detector_training.ipynb #name-scores
-def name_scores(detector: Detector, regions, objects: pd.DataFrame) -> pd.DataFrame:
-    """Per class and attribute: how many `things` have it, the share of them that the feature says so of (`recall`), the
-    share of right ones where it says so (`precision`). `regions[key]` describes the objects of `key` in their order."""
+def name_scores(detector: Detector,           # that reads the features
+                regions: dict[str, Regions],  # the objects of each image, described, in their order
+                objects: pd.DataFrame,        # columns image, name, attributes
+               ) -> pd.DataFrame:
+    """Per class and attribute: how many `things` have it, the fraction of them of which the feature says so (`recall`), and of
+    those of which it says so, the fraction that have it (`precision`)."""
     keys = list(dict.fromkeys(objects["image"]))
     classes, attributes = read_features(detector, np.concatenate([regions[key].features for key in keys]))
     ordered = pd.concat([objects[objects["image"] == key] for key in keys])

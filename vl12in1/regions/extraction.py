@@ -6,6 +6,8 @@
 __all__ = ['extract', 'given_boxes', 'extract_given', 'check_pair']
 
 # %% ../../nbs/35_extraction.ipynb #c3f22f7a
+from pathlib import Path
+
 import numpy as np
 from tqdm import tqdm
 
@@ -38,9 +40,13 @@ def _write(detector, images: dict, folder, batch_size: int, boxes: str, look) ->
                 progress.update(len(new))
     return RegionStore.open(folder)
 
-def extract(detector, images: dict, folder, batch_size: int = 32) -> RegionStore:
-    """Detect the regions of `images` (key -> `Path`) and store them in `folder`; continues a run that was interrupted.
-    `StoreError` if `folder` is complete or another extractor's; OSError naming a picture that cannot be read."""
+def extract(detector,                 # with `detect` and `record`, such as a `Detector`
+            images: dict[str, Path],  # key -> file
+            folder: str | Path,       # of the store, new or begun
+            batch_size: int = 32,     # pictures at once
+           ) -> RegionStore:
+    """Detect the regions of `images` and store them; continues a run that was interrupted. `StoreError` if `folder` is complete or
+    another extractor's; OSError naming a picture that cannot be read."""
     return _write(detector, images, folder, batch_size, "detected", lambda keys, pictures: detector.detect(pictures))
 
 # %% ../../nbs/35_extraction.ipynb #given-boxes
@@ -58,9 +64,13 @@ def given_boxes(frames: dict) -> dict[str, np.ndarray]:
     return {key: np.unique(np.array(boxes[key], dtype=float), axis=0) for key in sorted(boxes)}
 
 # %% ../../nbs/35_extraction.ipynb #extract-given
-def extract_given(detector, images: dict, boxes: dict, folder, batch_size: int = 32) -> RegionStore:
-    """Describe `boxes` (key -> (n, 4) fractions) of `images` (key -> `Path`) and store them in `folder`, in their
-    order. KeyError if the picture of a key is missing from `images`; other errors as `extract`."""
+def extract_given(detector,                      # with `describe` and `record`, such as a `Detector`
+                  images: dict[str, Path],       # key -> file
+                  boxes: dict[str, np.ndarray],  # key -> (n, 4) fractions
+                  folder: str | Path,            # of the store, new or begun
+                  batch_size: int = 32,          # pictures at once
+                 ) -> RegionStore:
+    "Describe `boxes` and store them in their order. KeyError if the picture of a key is missing; other errors as `extract`."
     if missing := sorted(set(boxes) - set(images)):
         raise KeyError(f"{folder}: no picture of {missing[0]!r} to describe boxes of ({len(missing)} such images)")
     def look(keys, pictures):

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ..boxes import to_fractions, xywh_to_xyxy
+from ..boxes import xywh_to_xyxy
 from .published import Record, Source, open_source
 from .store import Regions, StoreError
 from .writing import RegionWriter
@@ -32,9 +32,11 @@ _COLLECTIONS = {  # beginning of a file's name -> collection in image keys, patt
     "nlvr2": ("nlvr2", r"(?:nlvr2_)?((?:train|dev|test1|test2)-\d+-\d+-img[01])"),
     "conceptual_captions": ("conceptual_captions", r"0*(\d+)")}
 
-def canonical_key(collection: str, image: str, identity: dict = {}) -> str:
-    """Image key of an upstream id; `identity` (alias -> canonical key) as from `corpora.identity`. StoreError if
-    `image` is no id of the collection."""
+def canonical_key(collection: str,      # a key of `_COLLECTIONS`
+                  image: str,           # upstream's id, with or without ending and folders
+                  identity: dict = {},  # alias -> canonical key, as from `corpora.identity`
+                 ) -> str:
+    "Image key of an upstream id; StoreError if it is no id of the collection."
     stem = re.sub(r"\.(jpe?g|png)$", "", image.rpartition("/")[2], flags=re.IGNORECASE)
     name, pattern = _COLLECTIONS[collection]
     match = re.fullmatch(pattern, stem, re.IGNORECASE | re.ASCII)
@@ -51,7 +53,7 @@ def _format(path: Path) -> str | None:
     if (path / "data.mdb").is_file(): return "lmdb"
     return next((file.suffix[1:] for file in path.rglob("*.np[yz]")), None)
 
-def find_features(folder) -> list[Source]:
+def find_features(folder: str | Path) -> list[Source]:
     "The published files in a folder, by name; [] without the folder; StoreError if format or collection are unknown."
     sources = []
     for path in sorted(Path(folder).glob("[!.]*")):
@@ -248,11 +250,10 @@ def _write(writer: RegionWriter, photographs, rejections: _Rejections) -> dict:
 class ImportReport:
     """What an import stored, and what it refused.
 
-    Attributes:
-        sources: a row per file: `boxes` (how they were read, and the `evidence` if that was detected), `images` and `regions`
-            stored, images that came `again`, `miscounted` ones (`num_boxes` is not the number of rows; among those read in this
-            run), `rejected` ones
-        rejected: file, upstream id and problem of each; also in `rejected.csv` in the store
+    - `sources`: a row per file: `boxes` (how they were read, and the `evidence` if that was detected), `images` and `regions`
+      stored, images that came `again`, `miscounted` ones (`num_boxes` is not the number of rows; among those read in this
+      run), `rejected` ones
+    - `rejected`: file, upstream id and problem of each; also in `rejected.csv` in the store
     """
     sources: pd.DataFrame
     rejected: pd.DataFrame
@@ -268,14 +269,18 @@ def _summary(folder, intakes: list, owners: dict) -> pd.DataFrame:
                          for number, intake in enumerate(intakes)])
 
 # %% ../../nbs/32_importers.ipynb #import-features
-def import_features(sources: list[Source], folder, identity: dict = {}, given: bool = False, boxes: str | None = None,
-                    annotated: dict = {}, on_error: str = "stop", class_names=(),
-                    extractor: str = "published features") -> ImportReport:
-    """Write the region store `folder` from published files, or go on writing it. `given`: they hold boxes handed over
-    by tasks. `boxes`: `xyxy`, `xywh` or `detect` (the default for `given` ones, with `annotated`: key -> (n, 4)
-    fractions). Class probabilities are kept if all sources have them. A bad record ends the import (`on_error="stop"`,
-    `StoreError`: mend it and call again) or is listed (`"skip"`). StoreError, too, for a damaged file, boxes that can
-    be read either way, and nothing to import."""
+def import_features(sources: list[Source],                  # published files, as `find_features` lists them
+                    folder: str | Path,                     # of the region store, new or begun
+                    identity: dict = {},                    # alias -> canonical key, as from `corpora.identity`
+                    given: bool = False,                    # do they hold boxes that tasks hand over?
+                    boxes: str | None = None,               # `xyxy`, `xywh` or `detect`, the default for given ones
+                    annotated: dict = {},                   # for `detect`: key -> (n, 4) fractions
+                    on_error: str = "stop",                 # or `skip`: a bad record ends the import, or is listed
+                    class_names: tuple[str, ...] = (),      # of class probabilities, kept if all sources have them
+                    extractor: str = "published features",  # name in the manifest
+                   ) -> ImportReport:
+    """Write a region store from published files, or go on writing it. `StoreError` for a bad record (mend it and call again), a
+    damaged file, boxes that can be read either way, and nothing to import."""
     boxes = boxes or ("detect" if given else "xyxy")
     if boxes not in (*READINGS, "detect") or on_error not in ("stop", "skip"):
         raise ValueError(f"boxes={boxes!r}, on_error={on_error!r}; there are {', '.join(READINGS)}, detect; stop, skip")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .detector import read_picture, weights_digest
+from .detector import weights_digest
 from .store import Regions
 
 # %% ../../nbs/36_pretrained.ipynb #notice
@@ -40,12 +40,11 @@ def _size_of(settings: dict) -> dict:
 class Preprocessing:
     """What happens to the pixels of a picture before a model sees them.
 
-    Attributes:
-        size: {"height", "width"}, or {"shortest_edge", "longest_edge"}, which keep the shape, in pixels
-        mean: a byte b becomes (b * scale - mean) / std, per channel
-        std: per channel, as `mean`
-        scale: of a byte
-        resample: PIL's number of the interpolation
+    - `size`: {"height", "width"}, or {"shortest_edge", "longest_edge"}, which keep the shape, in pixels
+    - `mean`: a byte b becomes (b * scale - mean) / std, per channel
+    - `std`: per channel, as `mean`
+    - `scale`: of a byte
+    - `resample`: PIL's number of the interpolation
     """
     size: dict
     mean: tuple
@@ -202,13 +201,12 @@ def _look_at(network, pictures, rows: list[int], size: tuple[int, int]) -> dict[
 class Network:
     """A pretrained model, and where and how it computes. Called with pictures, it says what it sees in each.
 
-    Attributes:
-        model: of `transformers`
-        preprocessing: of its pictures
-        settings: for the manifest
-        device: it computes on
-        dtype: of matrix products
-        pixels_at_once: most pixels in a batch of more than one picture
+    - `model`: of `transformers`
+    - `preprocessing`: of its pictures
+    - `settings`: for the manifest
+    - `device`: it computes on
+    - `dtype`: of matrix products
+    - `pixels_at_once`: most pixels in a batch of more than one picture
     """
     model: torch.nn.Module
     preprocessing: Preprocessing
@@ -271,18 +269,23 @@ def _best_regions(detector, picture, seen: dict) -> Regions:
 class PretrainedDetector:
     """A DETR, YOLOS or other `AutoModelForObjectDetection`. Pictures (height, width, 3) uint8, boxes corners in pixels.
 
-    Attributes:
-        network: the model, and where and how it computes
-        features: "pooled": average of the backbone's map in the box; "decoder": state of the query
-        regions: most regions per picture
+    - `network`: the model, and where and how it computes
+    - `features`: "pooled": average of the backbone's map in the box; "decoder": state of the query
+    - `regions`: most regions per picture
     """
     network: Network
     features: str
     regions: int
 
     @classmethod
-    def open(cls, source, features: str = "pooled", regions: int = 100, device=None, dtype=None):
-        "The detector in a folder or on the hub; `device`, `dtype`: where and in what to compute, instead of the best."
+    def open(cls,
+             source: str | Path,                # folder, or name on the hub
+             features: str = "pooled",          # or "decoder", the states of queries
+             regions: int = 100,                # most per picture
+             device: str | None = None,         # to compute on, instead of the best
+             dtype: torch.dtype | None = None,  # of matrix products, instead of the best
+            ):
+        "The detector in a folder or on the hub."
         if features not in ("pooled", "decoder"): raise ValueError(f"features={features!r}: give 'pooled' or 'decoder'")
         if regions < 10: raise ValueError(f"regions={regions}: give at least 10, as the published features have")
         return cls(Network.open("AutoModelForObjectDetection", source, device, dtype), features, regions)
@@ -305,11 +308,11 @@ class PretrainedDetector:
             raise ValueError("decoder states exist for detected boxes alone: open the detector with features='pooled', "
                              "and extract detected and given regions with that one")
 
-    def detect(self, pictures) -> list[Regions]:
+    def detect(self, pictures: list[np.ndarray]) -> list[Regions]:
         "The `regions` most probable boxes of each picture, best first, with class probabilities."
         return [_best_regions(self, picture, seen) for picture, seen in zip(pictures, self.network(pictures))]
 
-    def describe(self, pictures, boxes) -> list[Regions]:
+    def describe(self, pictures: list[np.ndarray], boxes: list[np.ndarray]) -> list[Regions]:
         "The regions of each picture in the boxes given: one array (n, 4) per picture. ValueError for decoder states."
         self._refuse_decoder()
         return _pooled(self.network, pictures, boxes)
@@ -325,17 +328,21 @@ def grid_boxes(cells: int) -> np.ndarray:
 class PretrainedBackbone:
     """A vision model that makes a map, pooled over the boxes of a grid or over given ones. As `PretrainedDetector`.
 
-    Attributes:
-        network: the model, and where and how it computes
-        grid: "detected" regions are grid x grid boxes
+    - `network`: the model, and where and how it computes
+    - `grid`: "detected" regions are grid x grid boxes
     """
     network: Network
     grid: int
     class_names = ()
 
     @classmethod
-    def open(cls, source, grid: int = 10, device=None, dtype=None):
-        "The backbone in a folder or on the hub; `device`, `dtype`: where and in what to compute, instead of the best."
+    def open(cls,
+             source: str | Path,                # folder, or name on the hub
+             grid: int = 10,                    # "detected" regions are grid x grid boxes
+             device: str | None = None,         # to compute on, instead of the best
+             dtype: torch.dtype | None = None,  # of matrix products, instead of the best
+            ):
+        "The backbone in a folder or on the hub."
         return cls(Network.open("AutoModel", source, device, dtype), grid)
 
     def record(self, boxes: str) -> dict:
@@ -343,10 +350,10 @@ class PretrainedBackbone:
         settings = {"boxes": boxes, "notice": NOTICE, "features": "pooled", "grid": self.grid} | self.network.settings
         return dict(extractor="vl12in1.regions.pretrained", settings=settings)
 
-    def detect(self, pictures) -> list[Regions]:
+    def detect(self, pictures: list[np.ndarray]) -> list[Regions]:
         "The regions of a grid over each picture."
         return self.describe(pictures, [grid_boxes(self.grid) * (picture.shape[1::-1] * 2) for picture in pictures])
 
-    def describe(self, pictures, boxes) -> list[Regions]:
+    def describe(self, pictures: list[np.ndarray], boxes: list[np.ndarray]) -> list[Regions]:
         "The regions of each picture in the boxes given: one array (n, 4) per picture."
         return _pooled(self.network, pictures, boxes)

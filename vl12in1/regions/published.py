@@ -92,13 +92,12 @@ def read_npy(path):
 class Record:
     """A published record: N rows, as the file has them.
 
-    Attributes:
-        features: (N, D)
-        boxes: (N, 4) pixels
-        width: of the picture, in pixels
-        height: of the picture, in pixels
-        num_boxes: what the file claims
-        class_probs: (N, C), background included, or None
+    - `features`: (N, D)
+    - `boxes`: (N, 4) pixels
+    - `width`: of the picture, in pixels
+    - `height`: of the picture, in pixels
+    - `num_boxes`: what the file claims
+    - `class_probs`: (N, C), background included, or None
     """
     features: np.ndarray
     boxes: np.ndarray

@@ -20,12 +20,11 @@ import pandas as pd
 class Regions:
     """What a detector saw in one image: N regions, D numbers each.
 
-    Attributes:
-        features: (N, D) float16; any float when they are to be written
-        boxes: (N, 4) float32, corners x1, y1, x2, y2 in pixels
-        width: of the picture, in pixels
-        height: of the picture, in pixels
-        class_probs: (N, C) float16, background included; None if the detector gives none
+    - `features`: (N, D) float16; any float when they are to be written
+    - `boxes`: (N, 4) float32, corners x1, y1, x2, y2 in pixels
+    - `width`: of the picture, in pixels
+    - `height`: of the picture, in pixels
+    - `class_probs`: (N, C) float16, background included; None if the detector gives none
     """
     features: np.ndarray
     boxes: np.ndarray
@@ -102,7 +101,7 @@ class RegionStore:
         self.folder, self.manifest, self._maps = folder, manifest, {}
 
     @classmethod
-    def open(cls, folder) -> "RegionStore":
+    def open(cls, folder: str | Path) -> "RegionStore":
         "The complete store in `folder`; raises `StoreError` if it is cut off."
         return cls(Path(folder).resolve(), read_manifest(folder))
 

@@ -173,11 +173,10 @@ def _claim(folder: Path, header: dict) -> list:
 class _Rows:
     """The rows of a store in the making.
 
-    Attributes:
-        shards: entries of the closed shards, as the manifest lists them
-        shard: the open `_Shard`, or None
-        places: key -> shard, first row, rows, width and height
-        feature_dim: numbers per feature, None before the first image
+    - `shards`: entries of the closed shards, as the manifest lists them
+    - `shard`: the open `_Shard`, or None
+    - `places`: key -> shard, first row, rows, width and height
+    - `feature_dim`: numbers per feature, None before the first image
     """
     def __init__(self, folder: Path, header: dict):
         self.folder, self.header = folder, header
@@ -289,11 +288,12 @@ class RegionWriter:
     image with `writer.append(key, regions)` unless `key in writer`. StoreError for malformed regions, a complete store,
     and one that another extractor or other settings began."""
     def __init__(self,
-                 folder,                        # to write to
-                 extractor: str,                # name, for the manifest
-                 settings: dict | None = None,  # of the extractor, for the manifest
-                 class_names=(),                # what probabilities there are, background first
-                 shard_bytes: int = 2**30):     # of features, after which files begin anew
+                 folder: str | Path,                 # to write to
+                 extractor: str,                     # name, for the manifest
+                 settings: dict | None = None,       # of the extractor, for the manifest
+                 class_names: tuple[str, ...] = (),  # what probabilities there are, background first
+                 shard_bytes: int = 2 ** 30,         # of features, after which files begin anew
+                ):
         self.folder, self.class_names = Path(folder), list(class_names)
         dtypes = {field: dtype for field, dtype in FIELDS.items() if field != "class_probs" or self.class_names}
         header = {"schema": SCHEMA, "extractor": extractor, "settings": settings or {}, "class_names": self.class_names,
@@ -327,7 +327,7 @@ class RegionWriter:
         if error is None: (self.folder / JOURNAL).unlink()
 
 # %% ../../nbs/30a_writing.ipynb #verify
-def verify(folder) -> dict:
+def verify(folder: str | Path) -> dict:
     "Re-read every file of a store against the SHA-256 in its manifest; returns the manifest, raises `StoreError`."
     manifest = read_manifest(folder)
     for entry in listed_files(manifest):

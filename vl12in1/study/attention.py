@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -20,8 +21,11 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from ..boxes import iou
+from ..examples.batches import Examples
+from ..model import TwelveInOne
 from ..tasks import TASKS
 from ..training.evaluation import head_scores
+from ..training.machine import Machine
 
 # %% ../../nbs/82_attention.ipynb #sampled
 def sampled(
@@ -35,11 +39,11 @@ def sampled(
 
 # %% ../../nbs/82_attention.ipynb #first-right
 def first_right(
-    model,           # a trained model
-    examples,        # the `Examples` to choose from
-    machine,         # where it runs
-    words: int = 4,  # the fewest words that are enough
-    shown=(),        # keys of the pictures that are shown already
+    model: TwelveInOne,  # a trained model
+    examples: Examples,  # the `Examples` to choose from
+    machine: Machine,    # where it runs
+    words: int = 4,      # the fewest words that are enough
+    shown=(),            # keys of the pictures that are shown already
 ) -> int | None:
     "Row of the first example that the model gets right, with enough words and a new picture; None if there is none."
     right = head_scores(model, examples, machine) == 1
@@ -49,7 +53,7 @@ def first_right(
     return None
 
 # %% ../../nbs/82_attention.ipynb #own-pairs
-def own_pairs(examples, rows) -> tuple:
+def own_pairs(examples: Examples, rows) -> tuple:
     "`Batch` of the texts in `rows`, each with its own picture or pictures, and the example (P,) to which each pair belongs."
     of = [row for row in rows for _ in examples.images[row]]
     keys = [key for row in rows for key in examples.images[row]]
@@ -64,7 +68,7 @@ def referred_boxes(frame: pd.DataFrame) -> list:
     return [None] * len(frame)
 
 # %% ../../nbs/82_attention.ipynb #pieces-read
-def _pieces_read(examples, row: int, config) -> list[str]:
+def _pieces_read(examples: Examples, row: int, config) -> list[str]:
     "The word pieces that the model reads of an example; the task token, if there is one, is `[TASK]`."
     first, *others = [examples.sources.tokenizer.pieces[i] for i in examples.tokens[row]]
     return [first, *["[TASK]"] * bool(config.task_tokens), *others]
@@ -106,10 +110,10 @@ def _rounded(values) -> list:
 
 @torch.inference_mode()
 def attention_example(
-    model,     # a trained model
-    examples,  # `Examples` that refer to boxes
-    row: int,  # which of them
-    machine,   # where it runs
+    model: TwelveInOne,  # a trained model
+    examples: Examples,  # `Examples` that refer to boxes
+    row: int,            # which of them
+    machine: Machine,    # where it runs
 ) -> dict:
     "What a figure needs of an example with a referred box, as JSON holds it; the maps are [layer][head][region or word]."
     batch, _ = own_pairs(examples, [row])
@@ -146,12 +150,12 @@ def groups(boxes, weights) -> list[np.ndarray]:
 _ORANGE, _GREEN, _BLUE = "#D55E00", "#009E73", "#0072B2"
 
 
-def _frame_box(ax, box, **style):
+def _frame_box(ax: Axes, box, **style):
     "Draw a box (corners, fractions) on the axes of a picture."
     return ax.add_patch(Rectangle(box[:2], box[2] - box[0], box[3] - box[1], **style))
 
 
-def _show_picture(ax, picture, referred) -> None:
+def _show_picture(ax: Axes, picture, referred) -> None:
     "A PIL picture on axes that run from 0 to 1, with the referred box."
     ax.imshow(picture, extent=(0, 1, 1, 0), aspect=picture.height / picture.width)
     _frame_box(ax, referred, fill=False, ec="w", lw=4)
@@ -159,7 +163,7 @@ def _show_picture(ax, picture, referred) -> None:
     ax.set_axis_off()
 
 
-def _show_pale(ax, picture, referred) -> None:
+def _show_pale(ax: Axes, picture, referred) -> None:
     "The same, grey and light, with the box dashed."
     pale = 160 + np.asarray(picture.convert("L")) * .37
     ax.imshow(pale, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0), aspect=picture.height / picture.width)
@@ -167,13 +171,13 @@ def _show_pale(ax, picture, referred) -> None:
     ax.set_axis_off()
 
 # %% ../../nbs/82_attention.ipynb #show-regions
-def _label(ax, x: float, y: float, text: str) -> None:
+def _label(ax: Axes, x: float, y: float, text: str) -> None:
     "Write on a picture, legible on whatever is below."
     ax.text(x, y, text, ha="center", va="center", fontsize=9, path_effects=[withStroke(linewidth=2.5, foreground="w")])
 
 
 def _show_regions(
-    ax,           # the axes of a picture
+    ax: Axes,     # the axes of a picture
     boxes,        # corners (n, 4), fractions
     weights,      # attention (n,), from 0 to 1
     labels,       # texts (n,); an empty one is not written
@@ -191,7 +195,7 @@ def _show_regions(
         _label(ax, x, y, label)
 
 # %% ../../nbs/82_attention.ipynb #show-asked
-def _show_words_to_regions(ax, picture, example: dict, layer: int, head: int) -> None:
+def _show_words_to_regions(ax: Axes, picture, example: dict, layer: int, head: int) -> None:
     "How the words divide their attention among the regions."
     whole, *weights = example["words_to_regions"][layer][head]
     boxes, weights = np.array(example["regions"][1:]), np.array(weights)
@@ -204,7 +208,7 @@ def _show_words_to_regions(ax, picture, example: dict, layer: int, head: int) ->
     ax.set_title(f"layer {layer + 1}, head {head + 1}\nwhole picture {100 * whole:.0f}", fontsize=9)
 
 
-def _show_regions_to_words(ax, picture, example: dict, layer: int, head: int) -> None:
+def _show_regions_to_words(ax: Axes, picture, example: dict, layer: int, head: int) -> None:
     "The word to which each region attends most."
     boxes = np.array(example["regions"][1:])
     words = np.array(example["best_word"])[layer, head, 1:]
@@ -215,7 +219,7 @@ def _show_regions_to_words(ax, picture, example: dict, layer: int, head: int) ->
     _show_regions(ax, boxes[leaders], weights[leaders], labels, _GREEN)
 
 # %% ../../nbs/82_attention.ipynb #show-words
-def heat_map(ax, values: np.ndarray) -> None:
+def heat_map(ax: Axes, values: np.ndarray) -> None:
     "Heat map of percentages (rows, columns), printed in their cells; – where there is none."
     ax.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
@@ -224,7 +228,7 @@ def heat_map(ax, values: np.ndarray) -> None:
     ax.tick_params(length=0)
 
 
-def _show_referred_to_words(ax, example: dict, layer: int) -> None:
+def _show_referred_to_words(ax: Axes, example: dict, layer: int) -> None:
     "How much attention the referred region pays to each word, per head: a heat map of percentages."
     percent = 100 * np.array(example["referred_to_words"][layer]).T
     heat_map(ax, percent)

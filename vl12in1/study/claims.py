@@ -14,16 +14,16 @@ import pandas as pd
 
 from .consistency import image_scores
 from .literature import find
-from .results import missing_runs, side_by_side
-from .statistics import difference, verdict
+from .results import Results, missing_runs, side_by_side
+from .statistics import Comparison, difference, verdict
 from .tables import difference_columns, differences, probability
 
 # %% ../../nbs/84_claims.ipynb #all-shared
 def all_shared(
-    results,       # the study's `Results`
-    report: dict,  # what the stage `consistency` left
-    a: str,        # a run
-    b: str,        # another run
+    results: Results,  # the study's `Results`
+    report: dict,      # what the stage `consistency` left
+    a: str,            # a run
+    b: str,            # another run
 ) -> tuple[list, list, list]:
     "What two runs share: names of tasks, and the cells (seeds, items) of `a` and of `b`."
     return side_by_side(results, a, b)
@@ -37,7 +37,7 @@ def _mean(cells: list) -> np.ndarray:
 
 def models_of(models: dict[str, tuple]):
     "As `all_shared`, of the tasks of `models` only: task -> names of the models of `a` whose mean score counts."
-    def cells(results, report, a, b):
+    def cells(results: Results, report, a, b):
         tasks, ours, theirs = [], [], []
         for task, names in models.items():
             own = [results.cell(a, task, name) for name in names]
@@ -51,8 +51,13 @@ def models_of(models: dict[str, tuple]):
     return cells
 
 # %% ../../nbs/84_claims.ipynb #images
-def images(results, report: dict, a: str, b: str) -> tuple[list, list, list]:
-    "As `all_shared`, of consistency: scores (seeds, images) from the report of the stage `consistency`."
+def images(
+    results: Results,  # not asked: scores per image stand in the report
+    report: dict,      # what the stage `consistency` left
+    a: str,            # a run
+    b: str,            # another run
+) -> tuple[list, list, list]:
+    "As `all_shared`, of consistency: scores (seeds, images)."
     rows = report.get("rows", {})
     both = {run: [seed["sums"]["both"] for seed in rows.get(run, {}).values()] for run in (a, b)}
     if not all(both.values()) or not sum(report["weight"]): return [], [], []
@@ -100,8 +105,12 @@ CLAIMS = (
 )
 
 # %% ../../nbs/84_claims.ipynb #ruling
-def ruling(claim: Claim, comparison, p) -> str:
-    "`holds`, `does not hold` or `not resolved`, of a `Comparison` (None: a run is missing) and its adjusted p."
+def ruling(
+    claim: Claim,                   # what is claimed
+    comparison: Comparison | None,  # what was seen; None: a run is missing
+    p: float | None,                # its adjusted p
+) -> str:
+    "`holds`, `does not hold` or `not resolved`."
     if claim.margin is None: return verdict(comparison, p, claim.direction)
     if comparison is None: return "not resolved"
     margin = claim.margin / 100
@@ -114,10 +123,10 @@ class _Evidence(NamedTuple):
     "What decides a claim; None for what there is not."
     on: str | None = None      # tasks in words
     seeds: str | None = None   # of `a` and `b`
-    comparison: tuple | None = None
+    comparison: Comparison | None = None
 
 
-def _evidence(results, report: dict, claim: Claim) -> _Evidence:
+def _evidence(results: Results, report: dict, claim: Claim) -> _Evidence:
     "Tasks, seeds and `Comparison` of a claim."
     tasks, ours, theirs = claim.cells(results, report, claim.a, claim.b)
     if not tasks: return _Evidence()
@@ -126,12 +135,16 @@ def _evidence(results, report: dict, claim: Claim) -> _Evidence:
     return _Evidence(words, seeds, difference(ours, theirs))
 
 # %% ../../nbs/84_claims.ipynb #judge-2
-def _family(claim: Claim, comparison):
+def _family(claim: Claim, comparison: Comparison | None) -> Comparison | None:
     "The comparison as a member of the family that Holm's procedure adjusts: a claim with a margin has no p."
     return comparison and comparison._replace(p=None if claim.margin is not None else comparison.p)
 
 
-def judge(results, report: dict, claims=CLAIMS) -> pd.DataFrame:
+def judge(
+    results: Results,  # of the study
+    report: dict,      # what the stage `consistency` left
+    claims=CLAIMS,     # which claims
+) -> pd.DataFrame:
     "A row per claim: the paper, on what (tasks), seeds of both runs, difference in points with its interval, adjusted p, verdict."
     evidence = [_evidence(results, report, claim) for claim in claims]
     columns = difference_columns([_family(claim, one.comparison) for claim, one in zip(claims, evidence)])
@@ -157,12 +170,12 @@ def counted(table: pd.DataFrame) -> str:
             f"and *not resolved* for {open_}.")
 
 # %% ../../nbs/84_claims.ipynb #seeds-used
-def seeds_used(results) -> str:
+def seeds_used(results: Results) -> str:
     "Numbers of seeds behind the cells of all runs."
     seeds = {len(cell) for cells in results.items.values() for cell in cells.values()}
     return " or ".join(map(str, sorted(seeds))) or "no"
 
-def missing_text(results, grid) -> str:
+def missing_text(results: Results, grid) -> str:
     "The runs of the grid that have no scores, or that there are none such."
     return ", ".join(f"`{run}`" for run in missing_runs(results, grid)) or "none is missing"
 

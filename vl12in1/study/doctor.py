@@ -17,7 +17,7 @@ import torch
 
 from .. import corpora
 from ..cleaning import images_of
-from ..corpora import CorpusError, RELEASES
+from ..corpora import CorpusError
 from ..model import HEADS, PRESETS, TwelveInOne
 from ..model.interface import EncoderConfig
 from ..regions import RegionStore, StoreError, find_features

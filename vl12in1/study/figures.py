@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..tasks import TASKS
@@ -35,7 +36,7 @@ def overlap_heatmap(matrix: pd.DataFrame, title: str) -> Figure:
 
 # %% ../../nbs/79_figures.ipynb #change-cells
 def _change_cell(
-    ax,             # where it is drawn
+    ax: Axes,       # where it is drawn
     row: int,       # its place, from the top
     column: int,    # its place, from the left
     change: float,  # percent
@@ -51,7 +52,7 @@ def _change_cell(
 
 
 def _change_cells(
-    ax,                   # where it is drawn
+    ax: Axes,             # where it is drawn
     table: pd.DataFrame,  # as `relations_table` makes it
     columns: list,        # which of its columns
     top: float,           # the largest change on the scale
@@ -153,7 +154,7 @@ def rests(validations: pd.DataFrame) -> list[tuple[int, int]]:
     return spans
 
 # %% ../../nbs/79_figures.ipynb #stop-and-go
-def _rest_strips(ax, validations: dict) -> None:
+def _rest_strips(ax: Axes, validations: dict) -> None:
     "A strip per task (task -> its validations): blue while it steps in every iteration, orange while it rests."
     for row, own in enumerate(validations.values()):
         end = own.iteration.max()

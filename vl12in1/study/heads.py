@@ -9,12 +9,16 @@ __all__ = ['head_measures', 'heads_figure', 'attention_table']
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..boxes import iou
-from ..model.interface import STREAMS
+from ..examples.batches import Examples
+from ..model import TwelveInOne
+from ..model.interface import Batch, STREAMS
 from .attention import SPECIAL_WORDS, empty_figure, heat_map, own_pairs, referred_boxes
 from ..tasks import TASKS
+from ..training.machine import Machine
 
 # %% ../../nbs/82a_heads.ipynb #entropy
 def entropy(maps: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -70,7 +74,7 @@ def _overlapping(places: np.ndarray, box) -> np.ndarray:
     return iou(places, [box])[:, 0] > .5
 
 
-def _region_marks(batch, boxes: list) -> dict[str, torch.Tensor]:
+def _region_marks(batch: Batch, boxes: list) -> dict[str, torch.Tensor]:
     "Kinds of regions: name -> (P, R), bool; `boxes`: what each pair refers to, or None."
     places = batch.spatials[..., :4].cpu().numpy()
     near = np.array([_overlapping(place, box) for place, box in zip(places, boxes)])
@@ -79,7 +83,7 @@ def _region_marks(batch, boxes: list) -> dict[str, torch.Tensor]:
     return {"whole picture": whole, "referred": torch.tensor(near).to(whole) & batch.region_mask}
 
 # %% ../../nbs/82a_heads.ipynb #pair-measures
-def _text_mask(batch, task_token) -> torch.Tensor:
+def _text_mask(batch: Batch, task_token) -> torch.Tensor:
     "Which pieces there are, the task token in front if there is one: (P, T), bool."
     token = batch.text_mask.new_ones(len(batch.tokens), bool(task_token))
     return torch.cat([token, batch.text_mask], 1)
@@ -93,10 +97,10 @@ def _head_rows(measured: dict[str, torch.Tensor]) -> pd.DataFrame:
 
 
 def _pair_measures(
-    maps: dict,   # as `Encoded.attention` holds them
-    batch,        # the `Batch` of P pairs that was read
-    boxes: list,  # what each pair refers to, or None
-    task_token,   # whether a task token stands in second place
+    maps: dict,    # as `Encoded.attention` holds them
+    batch: Batch,  # the `Batch` of P pairs that was read
+    boxes: list,   # what each pair refers to, or None
+    task_token,    # whether a task token stands in second place
 ) -> pd.DataFrame:
     "A row per pair of a batch, map, layer and head, with its measures."
     masks = {"text": _text_mask(batch, task_token), "image": batch.region_mask}
@@ -111,9 +115,9 @@ def _pair_measures(
 # %% ../../nbs/82a_heads.ipynb #head-measures
 @torch.inference_mode()
 def head_measures(
-    model,                 # a trained model
-    examples,              # the `Examples` of a split
-    machine,               # where it runs
+    model: TwelveInOne,    # a trained model
+    examples: Examples,    # the `Examples` of a split
+    machine: Machine,      # where it runs
     batch_size: int = 64,  # examples at a time
 ) -> pd.DataFrame:
     "Means over a split: a row per map, layer and head (index), columns as in `measures`, fractions from 0 to 1."
@@ -152,7 +156,7 @@ def by_head(
     return table[[task for task in TASKS if task in table]]
 
 # %% ../../nbs/82a_heads.ipynb #heads-figure
-def _head_panel(ax, table: pd.DataFrame, title: str) -> None:
+def _head_panel(ax: Axes, table: pd.DataFrame, title: str) -> None:
     "One table of `by_head` as a heat map."
     heat_map(ax, table.to_numpy())
     ax.set_yticks(range(len(table)), table.index, fontsize=9)
@@ -177,9 +181,9 @@ def heads_figure(heads: pd.DataFrame, title: str) -> Figure:
 # %% ../../nbs/82a_heads.ipynb #best-head
 def _best_head(words: pd.DataFrame) -> dict:
     "The head of a task's rows of `text_to_image` with the largest mass on the referred thing; None where no thing is known."
-    known = words.dropna(subset="referred")
-    if known.empty: return {"best head": None, "its mass": None}
-    best = known.loc[known.referred.idxmax()]
+    referring = words.dropna(subset="referred")
+    if referring.empty: return {"best head": None, "its mass": None}
+    best = referring.loc[referring.referred.idxmax()]
     return {"best head": f"{best.layer}.{best['head']}", "its mass": 100 * best.referred}
 
 # %% ../../nbs/82a_heads.ipynb #attention-table

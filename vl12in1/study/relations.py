@@ -11,6 +11,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from .results import Results
 from .statistics import Comparison, difference, holm
 from .tables import cell, missing
 from ..tasks import TASKS
@@ -31,10 +32,10 @@ def relative(pairs: list) -> Comparison:
 
 # %% ../../nbs/77_relations.ipynb #with-and-alone
 def with_and_alone(
-    results,          # the study's `Results`
-    run: str,         # `pairs` or `triples`
-    group: str,       # whose task is asked for
-    partners: tuple,  # the groups it was trained with
+    results: Results,  # the study's `Results`
+    run: str,          # `pairs` or `triples`
+    group: str,        # whose task is asked for
+    partners: tuple,   # the groups it was trained with
 ) -> tuple | None:
     "Cells (together, alone) of the task of `group`, with `partners` in `run` and in `st_clean`; None if there are none."
     task = REPRESENTATIVES[group]
@@ -57,7 +58,7 @@ def _with(partners: tuple) -> str:
     return f"with {'+'.join(partners)}"
 
 
-def _cells_of(results, run: str) -> dict:
+def _cells_of(results: Results, run: str) -> dict:
     "(task, column) -> its cells (together, alone), and of the average over partners; None where scores are missing."
     cells = {}
     for group, task in REPRESENTATIVES.items():
@@ -68,7 +69,7 @@ def _cells_of(results, run: str) -> dict:
     return cells
 
 # %% ../../nbs/77_relations.ipynb #all-changes
-def changes(results, run: str) -> dict:
+def changes(results: Results, run: str) -> dict:
     "(row, column) -> relative `Comparison` of a task in `run` with itself alone, and averages; None where scores are missing."
     tasks = {}
     for (task, column), pair in _cells_of(results, run).items():
@@ -87,7 +88,7 @@ def _columns() -> list[str]:
     return columns
 
 # %% ../../nbs/77_relations.ipynb #relations-table
-def relations_table(results) -> pd.DataFrame:
+def relations_table(results: Results) -> pd.DataFrame:
     "A row per task and `average`; a column per partner, pair of partners and average, in percent; intervals; adjusted p."
     compared = changes(results, "pairs") | changes(results, "triples")
     adjusted = holm([one.p if one else None for one in compared.values()])

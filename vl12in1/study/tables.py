@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from .notebooks import root
-from .results import side_by_side
-from .statistics import difference, estimate, holm
+from .results import Results, side_by_side
+from .statistics import Comparison, difference, estimate, holm
 from ..tasks import GROUPS, TASKS
 
 # %% ../../nbs/76_tables.ipynb #data-name
@@ -57,7 +57,7 @@ def _percent(cells: dict, tasks: tuple) -> tuple:
     return 100 * mean, 100 * low, 100 * high
 
 # %% ../../nbs/76_tables.ipynb #scores-row
-def scores_row(results, run: str) -> dict:
+def scores_row(results: Results, run: str) -> dict:
     "Percent in all `COLUMNS`; then how many seeds, models and parameters the row has; then the ends of all intervals."
     cells = results.row(run)
     row, ends = {}, {}
@@ -68,8 +68,12 @@ def scores_row(results, run: str) -> dict:
     return row | dict(seeds=seeds, models=len(sizes), parameters=sum(sizes.values())) | ends
 
 # %% ../../nbs/76_tables.ipynb #scores-table
-def compare(results, run: str, other: str):
-    "`Comparison` of two runs over the tasks that both have; None if they share none."
+def compare(
+    results: Results,  # of the study
+    run: str,          # whose difference is asked for
+    other: str,        # to which run
+) -> Comparison | None:
+    "Difference of two runs over the tasks that both have; None if there is no such task."
     tasks, ours, theirs = side_by_side(results, run, other)
     return difference(ours, theirs) if tasks else None
 
@@ -83,7 +87,7 @@ def difference_columns(comparisons: list) -> dict:
     return columns
 
 # %% ../../nbs/76_tables.ipynb #scores-table-2
-def scores_table(results, rows) -> pd.DataFrame:
+def scores_table(results: Results, rows) -> pd.DataFrame:
     "A row for each of `rows` (title, run, the run it is compared with), in percent; differences with p adjusted for the table."
     table = pd.DataFrame({title: scores_row(results, run) for title, run, _ in rows}, dtype=object).T.rename_axis("row")
     comparisons = [compare(results, run, other) if other else None for _, run, other in rows]
@@ -178,12 +182,12 @@ def _metric_value(metric: str, value):
     return value if as_it_is else 100 * value
 
 
-def _official_metrics(results, run: str, task: str) -> dict:
+def _official_metrics(results: Results, run: str, task: str) -> dict:
     "Metrics of `task` by the first model of `run` that knows it; empty if there is none."
     return next((model["metrics"].get(task, {}) for model in results.trained(run, task)), {})
 
 # %% ../../nbs/76_tables.ipynb #metrics-table
-def metrics_table(results) -> pd.DataFrame:
+def metrics_table(results: Results) -> pd.DataFrame:
     "A row per task and official metric, `<task>: <metric>`: title, split, metric, and its value in each family (first seed)."
     rows = {}
     for name, task in TASKS.items():
@@ -239,4 +243,4 @@ def legend(
     placeholders = set(re.findall(r"{(\w+)}", texts[0]))
     if different := sorted(placeholders ^ values.keys()):
         raise ValueError(f"{path}: {', '.join(different)}: not both in the cell tagged {tag!r} and among the values")
-    return re.sub(r"{(\w+)}", lambda found: str(values[found[1]]), texts[0])
+    return re.sub(r"{(\w+)}", lambda placeholder: str(values[placeholder[1]]), texts[0])

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..examples.batches import Examples
 from ..model import PRESETS, TwelveInOne, parameter_groups
+from ..model.saving import Assets
 from ..tasks import TASKS, TRAINABLE
 from .balancing import InTurn, ScaledLosses
 from .evaluation import head_scores
@@ -92,6 +93,23 @@ def build_model(sources, preset, **overrides) -> TwelveInOne:
     config = PRESETS[preset](**dict(task_tokens=tuple((task,) for task in TASKS)) | sizes | overrides)
     return TwelveInOne(config, {name: len(vocabulary) for name, vocabulary in sources.vocabularies.items()})
 
+# %% ../../nbs/57_trainer.ipynb #examples-record
+def examples_record(examples) -> dict:
+    "What is known of training examples when they are gone: corpus, number, SHA-256 of their names, images and texts."
+    frame, digest = examples.frame, hashlib.sha256()
+    for row in zip(frame.uid, frame.images, frame.text): digest.update(repr(row).encode())
+    return dict(corpus=examples.task.corpus, examples=len(frame), sha256=digest.hexdigest())
+
+# %% ../../nbs/57_trainer.ipynb #assets-of
+def assets_of(examples, before: Assets) -> Assets:
+    "What travels with a model that was trained on these examples after whatever it had learned `before`."
+    sources = examples.sources
+    manifest = getattr(sources.detected, "manifest", {})  # any other mapping has none
+    answers = {name: vocabulary.answers for name, vocabulary in sources.vocabularies.items()}
+    regions = {key: manifest[key] for key in ("extractor", "feature_dim", "class_names") if key in manifest}
+    words = replace(before, pieces=sources.tokenizer.pieces, answers=answers, regions=regions)
+    return words.learned(asdict(examples.task), examples_record(examples))
+
 # %% ../../nbs/57_trainer.ipynb #e5700002
 class TrainingStep(nn.Module):
     "`Batch` -> the loss of its task as it is to be descended, and as it is (a number without a gradient)."
@@ -116,6 +134,7 @@ class Trainer:
         self.machine = machine or Machine.auto()
         self.model, self.feeds, self.schedule, self.config = model, feeds, schedule, config
         self.folder, self.identity = Path(folder), identity or {}
+        for feed in feeds.values(): model.assets = assets_of(feed.train.examples, model.assets)
         self.step = TrainingStep(model, losses or ScaledLosses(feeds)).to(self.machine.device)
         self.gradients = gradients or InTurn()
         groups = parameter_groups(model, config.encoder_rate(feeds), config.head_learning_rate, config.weight_decay)

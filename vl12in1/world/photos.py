@@ -110,7 +110,7 @@ def _expose(pixels, rng):
     return np.clip(pixels * light[..., None] * tint + noise, 0, 255).astype(np.uint8)
 
 # %% ../../nbs/11_photos.ipynb #render
-def render(scene: Scene, rng) -> Image.Image:
+def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
     "A photograph of `scene`: RGB, `scene.width` x `scene.height` pixels; texture, light and noise drawn from `rng`."
     size = (scene.width, scene.height)
     ground = _ground(rng, scene.background, size).clip(0, 255).astype(np.uint8)

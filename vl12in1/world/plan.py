@@ -18,21 +18,20 @@ from .scenes import Scene, sample_scene
 class PhotographCounts:
     """Numbers of photographs by split, before `scale`.
 
-    Attributes:
-        seed: everything follows from it
-        scale: multiplies every number of photographs, and of NLVR2's sets
-        coco: train2014, val2014, test2015
-        karpathy: COCO captions: test, val, both of val2014; the rest of it is restval
-        visual_genome: shared with train2014, with val2014, and its own
-        gqa: train and val of Visual Genome, testdev of its own
-        visual7w: train, val, test of Visual Genome
-        refcoco: train, val, testA, testB of train2014; RefCOCO+ has the same
-        refcocog: train, val, test of train2014
-        guesswhat: train, valid, test of train2014 and val2014
-        flickr30k: train, val, test
-        snli_ve: dev, test of Flickr30k's photographs; the rest is train
-        nlvr2: train, dev, test1: sets of four pairs of photographs
-        conceptual_captions: train, validation
+    - `seed`: everything follows from it
+    - `scale`: multiplies every number of photographs, and of NLVR2's sets
+    - `coco`: train2014, val2014, test2015
+    - `karpathy`: COCO captions: test, val, both of val2014; the rest of it is restval
+    - `visual_genome`: shared with train2014, with val2014, and its own
+    - `gqa`: train and val of Visual Genome, testdev of its own
+    - `visual7w`: train, val, test of Visual Genome
+    - `refcoco`: train, val, testA, testB of train2014; RefCOCO+ has the same
+    - `refcocog`: train, val, test of train2014
+    - `guesswhat`: train, valid, test of train2014 and val2014
+    - `flickr30k`: train, val, test
+    - `snli_ve`: dev, test of Flickr30k's photographs; the rest is train
+    - `nlvr2`: train, dev, test1: sets of four pairs of photographs
+    - `conceptual_captions`: train, validation
     """
     seed: int = 0
     scale: float = 1.0
@@ -58,18 +57,17 @@ class PhotographCounts:
 class WorldConfig(PhotographCounts):
     """How large the world is: numbers of photographs (fields of `PhotographCounts`), and of items for each.
 
-    Attributes:
-        vqa_questions: least and most per photograph of train2014 and val2014
-        vqa_test_questions: and of test2015
-        visual_genome_questions: least and most
-        gqa_questions: train, val, testdev
-        visual7w_questions: least and most
-        captions: per photograph of COCO and Flickr30k
-        references: least and most, RefCOCO and RefCOCO+; up to three sentences each
-        refcocog_references: least and most; up to two sentences each
-        games: GuessWhat?!: train, valid, test
-        statements: per set of NLVR2, each about all four pairs
-        hypotheses: triples per photograph of SNLI-VE
+    - `vqa_questions`: least and most per photograph of train2014 and val2014
+    - `vqa_test_questions`: and of test2015
+    - `visual_genome_questions`: least and most
+    - `gqa_questions`: train, val, testdev
+    - `visual7w_questions`: least and most
+    - `captions`: per photograph of COCO and Flickr30k
+    - `references`: least and most, RefCOCO and RefCOCO+; up to three sentences each
+    - `refcocog_references`: least and most; up to two sentences each
+    - `games`: GuessWhat?!: train, valid, test
+    - `statements`: per set of NLVR2, each about all four pairs
+    - `hypotheses`: triples per photograph of SNLI-VE
     """
     vqa_questions: tuple[int, int] = (3, 4)
     vqa_test_questions: tuple[int, int] = (4, 5)
@@ -207,13 +205,12 @@ def _snli_ve_split(config, flickr) -> dict[str, list[str]]:
 class World:
     """The planned world; photographs are named by canonical keys.
 
-    Attributes:
-        config: what it was planned from
-        scenes: key -> what the photograph shows
-        splits: corpus -> upstream's name of a split -> keys
-        coco_sets: COCO key -> train2014, val2014 or test2015
-        visual_genome: key -> Visual Genome id, in the order of ids
-        urls: key -> address, Conceptual Captions only
+    - `config`: what it was planned from
+    - `scenes`: key -> what the photograph shows
+    - `splits`: corpus -> upstream's name of a split -> keys
+    - `coco_sets`: COCO key -> train2014, val2014 or test2015
+    - `visual_genome`: key -> Visual Genome id, in the order of ids
+    - `urls`: key -> address, Conceptual Captions only
     """
     config: WorldConfig
     scenes: dict[str, Scene]

@@ -99,14 +99,13 @@ ANSWERS = {
 class Question:
     """A question about one scene, with the fields of VQA and, for GQA, its program and its types.
 
-    Attributes:
-        text: with its question mark
-        answer: the true one
-        answer_type: VQA: "yes/no", "number" or "other"
-        question_type: VQA: the leading words
-        full_answer: GQA: the answer as a sentence
-        program: GQA: {"operation", "argument", "dependencies"}
-        types: GQA: structural, semantic, detailed
+    - `text`: with its question mark
+    - `answer`: the true one
+    - `answer_type`: VQA: "yes/no", "number" or "other"
+    - `question_type`: VQA: the leading words
+    - `full_answer`: GQA: the answer as a sentence
+    - `program`: GQA: {"operation", "argument", "dependencies"}
+    - `types`: GQA: structural, semantic, detailed
     """
     text: str
     answer: str

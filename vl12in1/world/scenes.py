@@ -8,6 +8,8 @@ __all__ = ['CATEGORIES', 'COLORS', 'TEXTURES', 'SIZES', 'BACKGROUNDS', 'Thing', 
 # %% ../../nbs/10_scenes.ipynb #f3e55d4f
 from dataclasses import dataclass
 
+import numpy as np
+
 # %% ../../nbs/10_scenes.ipynb #categories
 CATEGORIES = ("person", "ball", "box", "cone", "star", "heart", "ring", "cup", "tree", "house")
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -22,12 +24,11 @@ BACKGROUNDS = ("grass", "sand", "snow", "water", "road")
 class Thing:
     """One drawn object: its four attributes and its tight box, corners `x1, y1, x2, y2` in pixels.
 
-    Attributes:
-        category: what it is, one of `CATEGORIES`
-        color: one of `COLORS`
-        texture: one of `TEXTURES`
-        size: one of `SIZES`
-        box: corners x1, y1, x2, y2 in pixels, tight
+    - `category`: what it is, one of `CATEGORIES`
+    - `color`: one of `COLORS`
+    - `texture`: one of `TEXTURES`
+    - `size`: one of `SIZES`
+    - `box`: corners x1, y1, x2, y2 in pixels, tight
     """
     category: str
     color: str
@@ -46,11 +47,10 @@ class Thing:
 class Scene:
     """Everything that is true of one photograph: its things, back to front, its ground, its size in pixels.
 
-    Attributes:
-        things: back to front
-        background: its ground, one of `BACKGROUNDS`
-        width: in pixels
-        height: in pixels
+    - `things`: back to front
+    - `background`: its ground, one of `BACKGROUNDS`
+    - `width`: in pixels
+    - `height`: in pixels
     """
     things: tuple[Thing, ...]
     background: str
@@ -130,7 +130,7 @@ def _palette(rng, options, least=2, most=4):
     count = int(rng.integers(least, most + 1))
     return [options[i] for i in rng.permutation(len(options))[:count]]
 
-def sample_scene(rng, count=(3, 10)) -> Scene:
+def sample_scene(rng: np.random.Generator, count=(3, 10)) -> Scene:
     "A scene with `count` (least, most) things, drawn from its own palette; fewer than drawn where the picture is full."
     shape, background = _pick(rng, SHAPES), _pick(rng, BACKGROUNDS)
     categories, colors = _palette(rng, CATEGORIES), _palette(rng, list(COLORS))

@@ -32,13 +32,12 @@ SINGULARS = {plural: noun for noun, plural in PLURALS.items()}
 class Facts:
     """All that the language can say of a scene: `true[word]` and `related[relation][thing]` are sets of indices.
 
-    Attributes:
-        things: the scene's things
-        ground: the scene's background
-        everything: every index
-        true: word -> indices of the things of which it is true
-        perhaps: like `true`, with the things for which a position is in doubt
-        related: relation -> for each thing, the indices of those that stand so to it
+    - `things`: the scene's things
+    - `ground`: the scene's background
+    - `everything`: every index
+    - `true`: word -> indices of the things of which it is true
+    - `perhaps`: like `true`, with the things for which a position is in doubt
+    - `related`: relation -> for each thing, the indices of those that stand so to it
     """
     things: tuple
     ground: str
@@ -82,10 +81,9 @@ def facts_of(scene) -> Facts:
 class Phrase:
     """The meaning of a noun phrase: words that are all true of a thing, and perhaps its relation to another thing.
 
-    Attributes:
-        words: in the order of speech; no category word means "thing"
-        relation: to the other thing, one of `RELATIONS`, or none
-        other: the other thing
+    - `words`: in the order of speech; no category word means "thing"
+    - `relation`: to the other thing, one of `RELATIONS`, or none
+    - `other`: the other thing
     """
     words: tuple[str, ...] = ()
     relation: str = ""

@@ -45,7 +45,7 @@ WRITERS = {"vqa": vqa_files, "visual_genome": visual_genome_files, "gqa": gqa_fi
            "conceptual_captions": conceptual_captions_files}
 
 # %% ../../nbs/18e_writers.ipynb #write-world
-def write_world(folder, config: WorldConfig) -> None:
+def write_world(folder: str | Path, config: WorldConfig) -> None:
     "Make the world of `config` below `folder`; FileExistsError if there is something in it already."
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
