@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -99,3 +100,68 @@ def test_a_thirteenth_task_takes_less_than_sixty_lines():
                   for headline in ("## The thirteenth task", "## What every task keeps to"))
     lines = [line for cell in cells[begin:end] if cell["cell_type"] == "code" for line in "".join(cell["source"]).splitlines()]
     assert 20 < len([line for line in lines if line.strip() and not line.startswith("#")]) < 60
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    "A sixth kind of answer, written here alone: one class, and a row of the task table."
+    from vl12in1.model.heads import HEADS, Head
+    before = dict(HEADS)
+
+    class CountHead(Head, kind="count"):
+        "How many red things? Targets (B,) float32. Logits (B, 1)."
+        columns = (frozenset({"count"}),)
+
+        def __init__(self, config):
+            super().__init__()
+            self.layer = torch.nn.Linear(config.pooled_width, 1)
+
+        @classmethod
+        def targets(cls, examples, rows): return torch.tensor(examples.column("count", rows), dtype=torch.float32)
+
+        def logits(self, encoded, batch): return self.layer(encoded.pooled)
+        def loss(self, logits, batch): return (logits[:, 0] - batch.targets).square().mean()
+        def predict(self, logits, batch): return logits[:, 0].round().long()
+        def scores(self, logits, batch): return (self.predict(logits, batch) == batch.targets).float()
+
+    row = replace(TASKS["snli_ve"], name="counting", title="Counting", head="count", text_length=8, batch_size=16)
+    monkeypatch.setitem(TASKS, "counting", row)
+    yield row
+    HEADS.clear()
+    HEADS.update(before)
+
+
+def test_a_sixth_head_is_one_class_and_one_row(counting, tmp_path):
+    from toy import CPU
+    from vl12in1.evaluation.predict import all_metrics, predict
+    from vl12in1.evaluation.submissions import read_items, write_items
+    from vl12in1.examples.batches import Examples
+    from vl12in1.examples.toy import RED, toy_colours, toy_sources
+    from vl12in1.model import TwelveInOne
+    from vl12in1.training.schedules import RoundRobin
+    from vl12in1.training.trainer import Feed, Trainer, TrainingConfig, build_model
+    sources, red = toy_sources(tmp_path), (toy_colours() == RED).sum(1)
+
+    def pictures(numbers):
+        return pd.DataFrame(dict(uid=[str(i) for i in numbers], images=[(f"coco:{i}",) for i in numbers], text="is there a red thing",
+                                 count=[int(red[i]) for i in numbers]))
+
+    frames = dict(train=pictures(range(22)), val=pictures(range(22, 26)), test=pictures(range(26, 30)))
+    check_task("counting", frames, sources)
+    frames["test"] = pictures(range(4))  # what was learnt
+    with pytest.raises(TaskError, match="train and test share"): check_task("counting", frames, sources)
+    torch.manual_seed(0)
+    model = build_model(sources, "miniature", text_layers=1, image_layers=1, text_connections=(0,), image_connections=(0,), dropout=0.)
+    config = TrainingConfig(60, 1e-2, 1e-2)
+    feeds = {"counting": Feed.of("counting", frames, sources, config)}
+    Trainer(model, feeds, RoundRobin(feeds), config, tmp_path / "run", machine=CPU).run()
+    predictions = predict(model, Examples("counting", frames["test"], sources), CPU)
+    assert predictions.score.mean() == 1 and predictions.prediction.tolist() == frames["test"]["count"].tolist()
+    assert all_metrics("counting", frames["test"], predictions) == {"accuracy": 1, "examples": 4}
+    unlabelled = predict(model, Examples("counting", frames["test"].drop(columns="count"), sources), CPU)
+    assert unlabelled.prediction.tolist() == predictions.prediction.tolist() and unlabelled.score.isna().all()
+    write_items({"counting": predictions}, tmp_path / "items.csv")
+    assert read_items(tmp_path / "items.csv")["counting"].prediction.tolist() == predictions.prediction.tolist()
+    model.save_pretrained(tmp_path / "bundle")
+    again = TwelveInOne.from_pretrained(tmp_path / "bundle")
+    assert predict(again, Examples("counting", frames["test"], sources), CPU).prediction.tolist() == predictions.prediction.tolist()

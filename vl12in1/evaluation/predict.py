@@ -9,7 +9,8 @@ __all__ = ['ALSO', 'predict', 'labelled', 'all_metrics']
 import numpy as np
 import pandas as pd
 
-from .metrics import official, oracle_recall, retrieval_folds, vqa_disagreement, vqa_metrics
+from .metrics import (METRICS, official, oracle_recall, plain_metrics, retrieval_folds, vqa_disagreement,
+                                        vqa_metrics)
 from ..tasks import TASKS
 from ..training.evaluation import outputs
 from ..training.machine import Machine
@@ -64,6 +65,7 @@ def all_metrics(task, frame, predictions) -> dict[str, float]:
     scored = predictions.score.notna().to_numpy()
     if not scored.any(): return {}
     frame, predictions = (table[scored].reset_index(drop=True) for table in (frame, predictions))
+    if task not in METRICS: return plain_metrics(frame, predictions.score)
     metrics = official(task, frame, predictions["scores" if "scores" in predictions else "prediction"].tolist())
     if TASKS[task].metric in ALSO: metrics |= ALSO[TASKS[task].metric](frame, predictions)
     return {name: round(value, 6) for name, value in metrics.items()}
