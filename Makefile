@@ -39,7 +39,7 @@ tables: .venv/ready
 benchmark: .venv/ready
 	@echo "make benchmark: published features, written, imported and read back"
 	mkdir -p build
-	dvc repro --force benchmarks/dvc.yaml
+	python -m vl12in1.study.notebooks run benchmark_features
 	@cat reports/benchmarks/*.md
 
 lab: .venv/lab

@@ -97,3 +97,20 @@ def test_a_dead_link_is_found(tmp_path):
     (tmp_path / "a.ipynb").touch()
     text = "[1](a.ipynb#part) [2](#here) [3](https://example.org/x) `[4](b)` [5](c.ipynb) ![6](d.png \"title\")\n[7]: e.md"
     assert list(dead_links(tmp_path / "here.md", [("here", text)])) == ["here: c.ipynb", "here: d.png", "here: e.md"]
+
+
+# --- ruff
+
+def ruff(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", *arguments], cwd=ROOT,
+                          capture_output=True, text=True, **options)
+
+
+def test_ruff_has_nothing_to_say():
+    done = ruff(".")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("code, rule", [("import os\n", "F401"), ("print(nothing)\n", "F821"), ("def f(a): return 1\n", "ARG001")])
+def test_a_sinner_is_found_by_ruff(code, rule):
+    assert rule in ruff("--stdin-filename", "nbs/00_somewhere.py", "-", input=code).stdout

@@ -53,15 +53,15 @@ def test_seeds_are_counted_round(tmp_path):
 
 
 @given(st.integers(1, 300), st.floats(.01, 1), st.floats(.01, 1))
-def test_shares_are_nested_and_of_the_right_size(n, a, b):
+def test_fractions_are_nested_and_of_the_right_size(n, a, b):
     frame = pd.DataFrame(dict(uid=range(n)))
-    small, large = (part_of(frame, "vqa", share).uid.tolist() for share in sorted((a, b)))
+    small, large = (part_of(frame, "vqa", fraction).uid.tolist() for fraction in sorted((a, b)))
     assert set(small) <= set(large) and large == sorted(set(large))
     assert len(small) == max(1, round(min(a, b) * n))
 
 
-def test_a_share_changes_neither_validation_nor_how_often_it_comes(tmp_path):
-    whole, half = trained(tmp_path), trained(tmp_path, share=.5)
+def test_a_fraction_changes_neither_validation_nor_how_often_it_comes(tmp_path):
+    whole, half = trained(tmp_path), trained(tmp_path, fraction=.5)
     for task in TOY:
         assert len(half.feeds[task].train.examples) == 16 and len(half.feeds[task].val) == len(whole.feeds[task].val)
         assert half.feeds[task].every == whole.feeds[task].every
@@ -69,7 +69,7 @@ def test_a_share_changes_neither_validation_nor_how_often_it_comes(tmp_path):
 
 @pytest.mark.parametrize("choices", [{}, dict(tokens="head"), dict(tokens="none"), dict(schedule="proportional"),
                                      dict(schedule="hard_first"), dict(losses="uncertainty"), dict(gradients="sum"),
-                                     dict(gradients="pcgrad"), dict(stop_and_go=True), dict(share=.5)], ids=str)
+                                     dict(gradients="pcgrad"), dict(stop_and_go=True), dict(fraction=.5)], ids=str)
 def test_every_choice_trains_and_repeats_itself(tmp_path, choices):
     first, again = trained(tmp_path / "a", **choices), trained(tmp_path / "b", **choices)
     assert first.history == again.history and all(np.isfinite(line["loss"]) for line in first.history if line["steps"])

@@ -19,19 +19,19 @@ def tagger():
     except ImportError: raise ImportError("words are tagged with TextBlob: pip install 'vl12in1[consistency]'") from None
     return taggers.PatternTagger(), inflect.singularize
 
-def tagged(text) -> list[tuple[str, str]]:
+def tagged(text: str) -> list[tuple[str, str]]:
     "Words of `text` in lower case, each with its Penn Treebank tag."
     return tagger()[0].tag(text.lower().replace("/", " "), tokenize=True)
 
 # %% ../../nbs/81_consistency.ipynb #content-words
 @lru_cache(maxsize=1 << 18)
-def content_words(text) -> frozenset[str]:
+def content_words(text: str) -> frozenset[str]:
     "The nouns and adjectives of `text`: lower case, plurals in the singular, each once."
     words = [(word, tag) for word, tag in tagged(text) if tag[:2] in ("NN", "JJ") and len(word) > 1]
     return frozenset(tagger()[1](word) if tag == "NNS" else word for word, tag in words)
 
 # %% ../../nbs/81_consistency.ipynb #overlap
-def overlap(question, expression) -> int:
+def overlap(question: str, expression: str) -> int:
     "How many nouns and adjectives two texts share."
     return len(content_words(question) & content_words(expression))
 
@@ -39,7 +39,7 @@ def overlap(question, expression) -> int:
 _THREE_VOICES = .9  # VQA accuracy of an answer that three of ten people gave
 
 
-def fully_credited(scores) -> np.ndarray:
+def fully_credited(scores: np.ndarray) -> np.ndarray:
     "Whether answers with these VQA accuracies (n,) were given by at least three of ten people: (n,) bool."
     return np.asarray(scores) > _THREE_VOICES - 1e-6
 
@@ -86,7 +86,7 @@ def consistency(pairs: pd.DataFrame) -> dict:
     return measures(sums) | dict(images=len(sums), pairs=len(pairs), sharing=int(sums.sharing.sum()))
 
 # %% ../../nbs/81_consistency.ipynb #image-scores
-def image_scores(both, weights) -> np.ndarray:
+def image_scores(both: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Scores (seeds, images) or (images,) whose means over images are the consistencies: `both` is the weight of pairs that
     are right twice, of that shape, `weights` (images,) that of all pairs. To be resampled as items of `statistics`."""
     both, weights = np.asarray(both, float), np.asarray(weights, float)

@@ -9,6 +9,7 @@ __all__ = ['doctor']
 import os
 import shutil
 import textwrap
+from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,35 +51,24 @@ SOURCES: dict[str, Source] = {
 }
 
 # %% ../../nbs/80_doctor.ipynb #listed
-def listed(paths) -> str:
-    "Paths (strings) as text, those of one folder together."
+def listed(paths: list[str]) -> str:
+    "Paths as text, those of one folder together."
     folders: dict[str, list[str]] = {}
     for path in paths: folders.setdefault(os.path.dirname(path), []).append(os.path.basename(path))
     return "; ".join(f"{folder}/{' '.join(names)}" for folder, names in folders.items())
 
 # %% ../../nbs/80_doctor.ipynb #examine
-def examine(
-    root,      # the data folder
-    pictures,  # a container of the image keys that have a picture
-    regions,   # a container of the image keys that have regions
-) -> pd.DataFrame:
-    """One row per corpus: `state` (present, wrong, missing), `release`, examples per split, number of `images`, percent of
-    them in `pictures` and in `regions`; `problem`: what is wrong or has to be got."""
-    rows = {corpus: _examine(root, corpus, row, pictures, regions) for corpus, row in corpora.present(root).iterrows()}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("corpus")
-
-
-def _percent_in(keys, images: set) -> float:
+def _percent_in(keys: Container, images: set) -> float:
     "Percent of `images` that are among `keys`."
     return 100 * sum(key in keys for key in images) / max(len(images), 1)
 
 
 def _examine(
-    root,            # the data folder
-    corpus: str,     # its name
-    row: pd.Series,  # what `corpora.present` says of it
-    pictures,        # as for `examine`
-    regions,         # as for `examine`
+    root: Path,           # the data folder
+    corpus: str,          # its name
+    row: pd.Series,       # what `corpora.present` says of it
+    pictures: Container,  # as for `examine`
+    regions: Container,   # as for `examine`
 ) -> dict:
     "One row of `examine`."
     if row.state == "absent":
@@ -92,6 +82,17 @@ def _examine(
     sizes = {split: len(frame) for split, frame in frames.items()}
     return dict(state="present", release=row.release, **sizes, images=len(images),
                 pictures=_percent_in(pictures, images), regions=_percent_in(regions, images), problem="")
+
+# %% ../../nbs/80_doctor.ipynb #examine-all
+def examine(
+    root: Path,           # the data folder
+    pictures: Container,  # a container of the image keys that have a picture
+    regions: Container,   # a container of the image keys that have regions
+) -> pd.DataFrame:
+    """One row per corpus: `state` (present, wrong, missing), `release`, examples per split, number of `images`, percent of
+    them in `pictures` and in `regions`; `problem`: what is wrong or has to be got."""
+    rows = {corpus: _examine(root, corpus, row, pictures, regions) for corpus, row in corpora.present(root).iterrows()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("corpus")
 
 # %% ../../nbs/80_doctor.ipynb #training-bytes
 def training_bytes(
@@ -107,7 +108,7 @@ def training_bytes(
     return parameters, 16 * parameters + 4 * 16 * max(batches) * batch_fraction
 
 # %% ../../nbs/80_doctor.ipynb #open-regions
-def open_regions(folder):
+def open_regions(folder: Path) -> tuple:
     "The store of detected regions in `folder`, or nothing (an empty dictionary), and a line about it."
     try: store = RegionStore.open(folder)
     except StoreError: return {}, "regions      none yet: dvc repro regions"
@@ -118,14 +119,14 @@ def open_regions(folder):
                    f"{manifest['feature_dim']} numbers, {size / 2 ** 30:.2f} GiB, by {manifest['extractor']['name']}")
 
 # %% ../../nbs/80_doctor.ipynb #vocabularies
-def vocabularies(folder) -> tuple[dict[str, int], str]:
+def vocabularies(folder: Path) -> tuple[dict[str, int], str]:
     "Sizes of the answer vocabularies in `folder` (the published ones, if it is empty), and a line about them."
     names = sorted({task.vocabulary for task in TASKS.values()} - {""})
     try: sizes = {name: len(AnswerVocabulary.open(Path(folder) / f"answers_{name}.json")) for name in names}
     except FileNotFoundError: return {"vqa": 3129, "gqa": 1533}, "vocabularies none yet: dvc repro text"
     pieces = len(Tokenizer.open(Path(folder) / "wordpieces.txt"))
-    listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-    return sizes, f"vocabularies {pieces:,} word pieces; answers: {listed}"
+    of_answers = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    return sizes, f"vocabularies {pieces:,} word pieces; answers: {of_answers}"
 
 # %% ../../nbs/80_doctor.ipynb #accelerator
 def accelerator() -> str:
@@ -140,7 +141,7 @@ def accelerator() -> str:
 def next_step(
     examined: pd.DataFrame,  # as `examine` returns it
     regions,                 # the store of detected regions, or nothing
-    data,                    # the data folder
+    data: Path,              # the data folder
 ) -> str:
     "The next command, and why."
     wrong = examined[examined.state == "wrong"]
@@ -211,9 +212,9 @@ def _advice(examined: pd.DataFrame) -> list[str]:
 
 # %% ../../nbs/80_doctor.ipynb #doctor
 def doctor(
-    data="data",         # the data folder
-    build="build",       # where stages leave what they make
-    study: dict = None,  # what `notebooks.settings` returns; it is asked if this is None
+    data: Path = "data",    # the data folder
+    build: Path = "build",  # where stages leave what they make
+    study: dict = None,     # what `notebooks.settings` returns; it is asked if this is None
 ) -> str:
     "What is to be said about data, outputs, machine and profile, as text."
     study = study or settings()

@@ -50,7 +50,7 @@ def _change_cell(
     text = f"{change:+.1f}{'*' if p < .05 else ''}"
     ax.text(column, row, text, ha="center", va="center", fontsize=10, color="w" if abs(change) > .6 * top else "k")
 
-
+# %% ../../nbs/79_figures.ipynb #all-change-cells
 def _change_cells(
     ax: Axes,             # where it is drawn
     table: pd.DataFrame,  # as `relations_table` makes it
@@ -109,7 +109,7 @@ def task_panels(
         ax.set_axisbelow(True)
     return panels
 
-
+# %% ../../nbs/79_figures.ipynb #panels-legend
 def _legend(figure, panels: dict) -> None:
     "One legend for all panels, at the top, if they show anything."
     labels = {}
@@ -126,7 +126,7 @@ def history(results, run: str) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["iteration", "task", "steps", "loss", "score", "stopped"])
 
 # %% ../../nbs/79_figures.ipynb #learning-curves
-def learning_curves(runs, title) -> Figure:
+def learning_curves(runs: dict, title: str) -> Figure:
     "Validation score over iterations, a panel per task and a line per run; `runs`: what a run is called -> its `history`."
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     panels = task_panels(figure, [task for task in TASKS if any(task in set(run.task) for run in runs.values())])
@@ -169,7 +169,7 @@ def _rest_strips(ax: Axes, validations: dict) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     _legend(ax.figure, {"strips": ax})
 
-
+# %% ../../nbs/79_figures.ipynb #stop-and-go-figure
 def stop_and_go(run: pd.DataFrame, title: str) -> Figure:
     "Validation scores of a run (its `history`), shaded while a task rests; below, a strip for each task."
     figure = Figure(figsize=(11, 11.5), layout="constrained")
@@ -185,7 +185,7 @@ def stop_and_go(run: pd.DataFrame, title: str) -> Figure:
     return figure
 
 # %% ../../nbs/79_figures.ipynb #data-curves
-def data_curves(lines, title) -> Figure:
+def data_curves(lines: dict, title: str) -> Figure:
     "A panel per task and for the average; `lines`: what a line is called -> scores in percent, a row per fraction in percent."
     names = [name for name in (*TASKS, "average") if any(table[name].notna().any() for table in lines.values())]
     figure = Figure(figsize=(13, 7.5), layout="constrained")
@@ -206,7 +206,7 @@ def data_curves(lines, title) -> Figure:
     return figure
 
 # %% ../../nbs/79_figures.ipynb #fraction-needed
-def fraction_needed(line, goal) -> float | None:
+def fraction_needed(line: pd.Series, goal: float) -> float | None:
     "The smallest fraction (percent) with which a line, a series of scores by fraction, reaches `goal`; None if it never does."
     line = line.astype(float).dropna()
     if len(line) and line.iloc[0] >= goal: return float(line.index[0])

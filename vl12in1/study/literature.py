@@ -7,6 +7,7 @@ __all__ = ['PEERS_COLUMNS', 'find', 'sources', 'value_of', 'source_of', 'paper_l
            'peers_measured', 'peers_published', 'peers_differences']
 
 # %% ../../nbs/78_literature.ipynb #d93fa2aa
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -185,7 +186,7 @@ def _sota_row(results: Results, show, task: str | None, metric: str) -> dict:
     return row
 
 
-def sota_table(results: Results, show=marked) -> pd.DataFrame:
+def sota_table(results: Results, show: Callable = marked) -> pd.DataFrame:
     "A row per task, and one of parameters: its split, its metric, published numbers as `show` has them, and ours in percent."
     rows = {}
     for name, task in TASKS.items():
@@ -216,7 +217,7 @@ def peers_measured(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, dtype=object).T.rename_axis("row")
 
 # %% ../../nbs/78_literature.ipynb #peers-published
-def peers_published(show=marked) -> pd.DataFrame:
+def peers_published(show: Callable = marked) -> pd.DataFrame:
     "The same columns for published systems."
     rows = {system: {column: show(find([system], *what)) for column, what in PEERS_COLUMNS.items()}
             for system in ("OmniNet", "HDC", "12-in-1, shared tasks")}

@@ -6,12 +6,14 @@
 __all__ = ['bootstrap_interval', 'Estimate', 'estimate', 'Comparison', 'difference', 'holm', 'verdict']
 
 # %% ../../nbs/74_statistics.ipynb #f45752b9
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # %% ../../nbs/74_statistics.ipynb #cell
-def _cell(scores) -> np.ndarray:
+def _cell(scores: ArrayLike) -> np.ndarray:
     "Scores (items,) or (seeds, items) as finite floats (seeds, items)."
     cell = np.asarray(scores, dtype=float)
     if cell.ndim not in (1, 2) or not cell.size or not np.isfinite(cell).all():
@@ -26,12 +28,12 @@ def _cells(cells) -> list:
     return cells
 
 # %% ../../nbs/74_statistics.ipynb #in-parts
-def _in_parts(draw, size) -> np.ndarray:
+def _in_parts(draw: Callable, size: int) -> np.ndarray:
     "`draw(n)` for parts of about a hundred that add up to `size`, stacked."
     return np.concatenate([draw(len(part)) for part in np.array_split(np.arange(size), size // 100 + 1)])
 
 
-def _seed_means(cell, samples, rng) -> np.ndarray:
+def _seed_means(cell: np.ndarray, samples: int, rng) -> np.ndarray:
     "Mean of each seed over resampled items, the same items for all seeds of `cell` (seeds, items): (samples, seeds)."
     columns, counts = np.unique(cell, axis=1, return_counts=True)
     items = cell.shape[1]
@@ -50,7 +52,7 @@ def _over_seeds(means: list, rng) -> np.ndarray:
 
 # %% ../../nbs/74_statistics.ipynb #bootstrap-means
 def bootstrap_means(
-    scores,               # (items,) or (seeds, items)
+    scores: ArrayLike,   # (items,) or (seeds, items)
     samples: int = 2000,  # how often items, and seeds if there are several, are redrawn
     seed: int = 0,        # of these draws
 ) -> np.ndarray:
@@ -59,7 +61,7 @@ def bootstrap_means(
     return _over_seeds([_seed_means(_cell(scores), samples, rng)], rng)
 
 # %% ../../nbs/74_statistics.ipynb #middle
-def _middle(means, level) -> tuple[float, float]:
+def _middle(means: np.ndarray, level: float) -> tuple[float, float]:
     "The two ends of the middle part of `means`, as large a fraction as `level` says."
     if not 0 < level < 1: raise ValueError(f"level {level}: must be between 0 and 1, such as 0.95")
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
@@ -67,7 +69,7 @@ def _middle(means, level) -> tuple[float, float]:
 
 
 def bootstrap_interval(
-    scores,               # (items,) or (seeds, items)
+    scores: ArrayLike,   # (items,) or (seeds, items)
     level: float = .95,   # how often the interval is to hold the truth
     samples: int = 2000,  # how often items and seeds are redrawn
     seed: int = 0,        # of these draws

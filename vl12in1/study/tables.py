@@ -20,7 +20,7 @@ from .statistics import Comparison, difference, estimate, holm
 from ..tasks import GROUPS, TASKS
 
 # %% ../../nbs/76_tables.ipynb #data-name
-def data_name(data) -> str:
+def data_name(data: Path) -> str:
     "What the folder `data` holds, as tables print it."
     path = Path(data) / "world.json"
     if not path.exists(): return "the corpora in `data/`"
@@ -87,7 +87,7 @@ def difference_columns(comparisons: list) -> dict:
     return columns
 
 # %% ../../nbs/76_tables.ipynb #scores-table-2
-def scores_table(results: Results, rows) -> pd.DataFrame:
+def scores_table(results: Results, rows: tuple) -> pd.DataFrame:
     "A row for each of `rows` (title, run, the run it is compared with), in percent; differences with p adjusted for the table."
     table = pd.DataFrame({title: scores_row(results, run) for title, run, _ in rows}, dtype=object).T.rename_axis("row")
     comparisons = [compare(results, run, other) if other else None for _, run, other in rows]
@@ -108,7 +108,7 @@ def cell(value) -> str:
     return str(value)
 
 
-def probability(p) -> str:
+def probability(p: float | None) -> str:
     "How a p is printed."
     if missing(p): return cell(None)
     return "< 0.001" if p < .001 else f"{p:.3f}"
@@ -213,7 +213,7 @@ def _decimals(value, digits: int):
 
 def write_table(
     table: pd.DataFrame,         # what is written for programs
-    path,                        # without its suffix
+    path: Path,                  # without its suffix
     title: str,                  # the heading for people
     data: str,                   # what was measured on
     notes: str = "",             # text below the table

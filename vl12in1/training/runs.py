@@ -30,12 +30,13 @@ class Run:
     kind: str                     # how long and how fast: a section of the profile's `training`
     models: str | dict = "all"    # `task`: one for each; `group`: one for each; `all`: one; or name -> tasks and groups
     data: str = "clean"           # `clean`: without any task's test images; `all`: as in earlier work
-    share: float = 1.             # of the training examples
+    fraction: float = 1.          # of the training examples
     tokens: str = "task"          # a task token for each `task`, for each `head`, or `none`
     schedule: str = "round_robin" # see SCHEDULES
     stop_and_go: bool = False     # does a task that stopped improving rest until it forgets?
     losses: str = "scaled"        # how losses are weighed: `scaled` or `uncertainty`
     gradients: str = "in_turn"    # a step per task, `in_turn`; or one for all: `sum`, `pcgrad`
+    difficulty: str = ""          # for `easy_first` and `hard_first`: the run whose validation scores say what is easy
     seeds: str = "side"           # how often it is repeated: a key of the profile's `seeds`
 
     @classmethod
@@ -76,14 +77,14 @@ def weights(folder, model, seed) -> Path:
     return Path(folder) / "models" / model / f"seed{seed % max(seeds, 1)}"
 
 # %% ../../nbs/58_runs.ipynb #part-of
-def part_of(frame, task, share) -> pd.DataFrame:
-    "The same `share` of the rows of a training frame whenever it is asked for, in their order; at least one."
-    chosen = generator(0, task).permutation(len(frame))[:max(1, round(share * len(frame)))]
+def part_of(frame, task, fraction) -> pd.DataFrame:
+    "The same `fraction` of the rows of a training frame whenever it is asked for, in their order; at least one."
+    chosen = generator(0, task).permutation(len(frame))[:max(1, round(fraction * len(frame)))]
     return frame.iloc[np.sort(chosen)]
 
 def read_examples(run, splits, sources) -> dict[str, dict[str, Examples]]:
     "task -> split -> `Examples`; `splits`: task -> split -> frame."
-    return {task: {name: Examples(task, part_of(frame, task, run.share) if name == "train" and run.share < 1 else frame, sources)
+    return {task: {name: Examples(task, part_of(frame, task, run.fraction) if name == "train" and run.fraction < 1 else frame, sources)
                    for name, frame in frames.items()} for task, frames in splits.items()}
 
 # %% ../../nbs/58_runs.ipynb #easiest-first
@@ -109,7 +110,7 @@ def make_trainer(run, tasks, seed, model, examples, training, folder, identity=N
     torch.manual_seed(seed)
     config = TrainingConfig(**training["common"] | training[run.kind], seed=seed)
     if run.tokens != "task": model = with_tokens(model, TOKENS[run.tokens]())
-    feeds = {task: Feed.from_examples(examples[task]["train"], examples[task]["val"], config, run.share) for task in tasks}
+    feeds = {task: Feed.from_examples(examples[task]["train"], examples[task]["val"], config, run.fraction) for task in tasks}
     schedule = SCHEDULES[run.schedule](list(order), {task: len(examples[task]["train"]) for task in tasks}, config)
     if run.stop_and_go: schedule = DynamicStopAndGo(schedule, **training["stop_and_go"])
     return Trainer(model, feeds, schedule, config, folder, identity, machine, LOSSES[run.losses](tasks),
