@@ -217,7 +217,7 @@ def test_one_changed_byte(path):
             assert len(assets.pieces) == 13 and len(assets.answers["vqa"]) == 3
             outcomes["read"] += 1
         assert sorted(Path().rglob("*")) == files
-    assert outcomes["refused"] and outcomes["read"], outcomes
+    assert outcomes["refused"] and (outcomes["read"] or path == CONFIGURATION), outcomes
 
 
 @pytest.mark.parametrize("layers", [10 ** 9, 2 ** 70])
@@ -226,7 +226,8 @@ def test_no_more_blocks_are_built_than_there_are_tensors(layers):
     content = json.loads(CONFIGURATION.read_text())
     content["config"]["text_layers"] = layers
     CONFIGURATION.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=f"config.json: text_layers is {layers}, but the file has"): TwelveInOne.from_pretrained(FOLDER)
+    with pytest.raises(CheckpointError, match=f"config.json: text_layers is {layers}, but the file has"):
+        TwelveInOne.from_pretrained(FOLDER)
 
 
 # ---- the names that `vl12in1` hands on

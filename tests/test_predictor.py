@@ -1,0 +1,386 @@
+"""Whoever has a model's folder can ask it: every kind of answer, about keys, regions, boxes and pictures, in words, anywhere."""
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from test_scoring import split
+
+import toy
+from vl12in1.evaluation.predict import predict
+from vl12in1.examples.batches import Examples
+from vl12in1.model import CheckpointError, TwelveInOne, ViLBERTConfig
+from vl12in1.model.heads import HEADS
+from vl12in1.model.saving import Assets
+from vl12in1.predictor import Predictor
+from vl12in1.regions import Regions
+from vl12in1.regions.detector import Detector, DetectorConfig
+from vl12in1.tasks import TASKS
+from vl12in1.training.trainer import assets_of
+
+ROOT = Path(__file__).resolve().parents[1]
+HERE = [task for task in TASKS if task != "flickr30k_retrieval"]  # the toy has COCO's photographs only
+SIZES = dict(text_layers=1, image_layers=1, text_connections=(0,), image_connections=(0,))
+
+
+def model_of(shared, feature_dim=8):
+    "An untrained model that believes it has learned all tasks from the toy's examples."
+    torch.manual_seed(3)
+    config = ViLBERTConfig.miniature(vocab_size=len(toy.WORDS), feature_dim=feature_dim,
+                                     task_tokens=tuple((task,) for task in TASKS), **SIZES)
+    model, assets = TwelveInOne(config, {"vqa": 2, "gqa": 2}), Assets()
+    for task in TASKS:
+        examples = Examples(task, split("coco_retrieval" if task == "flickr30k_retrieval" else task, shared), shared)
+        assets = assets_of(examples, assets)
+    model.assets = assets
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory): return tmp_path_factory.mktemp("toy")
+
+
+@pytest.fixture(scope="module")
+def shared(folder): return toy.sources(folder)
+
+
+@pytest.fixture(scope="module")
+def predictor(folder, shared):
+    model_of(shared).save_pretrained(folder / "model")
+    return Predictor.from_pretrained(folder / "model", regions=folder / "store", given=folder / "store", machine=toy.CPU, batch_size=5)
+
+
+# ---- frames without what is right
+
+@pytest.mark.parametrize("task", HERE)
+def test_every_task_is_answered_without_target_columns(task, predictor, shared):
+    "The same predictions as with them, in words, and nobody claims to know how right they are."
+    frame = split(task, shared)
+    targets = set().union(*HEADS[TASKS[task].head].columns) - {"candidates"}
+    asked = frame.drop(columns=targets & set(frame.columns))
+    answers, expected = predictor.predict(asked, task), predict(predictor.model, Examples(task, frame, shared), toy.CPU)
+    assert answers.uid.tolist() == frame.uid.tolist()
+    assert TASKS[task].head == "match" or answers.score.isna().all()
+    assert not any(isinstance(prediction, (int, np.integer)) for prediction in answers.prediction)
+    assert answers.prediction.tolist() == predictor.model.head(task).in_words(Examples(task, frame, shared), expected.prediction.tolist())
+
+
+def test_a_frame_needs_no_uid(predictor, shared):
+    frame = split("snli_ve", shared).drop(columns=["uid", "label"])
+    assert predictor.predict(frame, "snli_ve").uid.tolist() == [str(row) for row in range(len(frame))]
+
+
+# ---- one by one, and many at once
+
+ASKED = {
+    "answer": (lambda p, key, text: p.answer(key, text), "answer", {"yes", "no"}),
+    "entail": (lambda p, key, text: p.entail(key, text), "label", {"contradiction", "neutral", "entailment"}),
+    "verify": (lambda p, key, text: p.verify([(one, one) for one in key] if isinstance(key, list) else (key, key), text), "label",
+               {"False", "True"})}
+
+
+@pytest.mark.parametrize("kind", ASKED)
+def test_words_with_scores_best_first(kind, predictor):
+    ask, field, words = ASKED[kind]
+    answers = ask(predictor, "coco:3", "is the ball red")
+    assert {answer[field] for answer in answers} == words
+    scores = [answer["score"] for answer in answers]
+    assert scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores) and type(scores[0]) is float
+
+
+@pytest.mark.parametrize("kind", ASKED)
+def test_lists_give_lists_and_the_same_answers(kind, predictor):
+    ask, _, _ = ASKED[kind]
+    keys, texts = toy.KEYS[:7], [f"the {colour} ball" for colour in ("red", "blue", "red", "left", "right", "red", "blue")]
+    alone = [ask(predictor, key, text) for key, text in zip(keys, texts)]
+    together = ask(predictor, keys, texts)
+    flat = [[dict(answer, score=pytest.approx(answer["score"], abs=1e-5)) for answer in answers] for answers in alone]
+    assert [list(map(dict, answers)) for answers in together] == flat
+    assert ask(predictor, keys, "the ball")[2] == ask(predictor, keys, ["the ball"] * 7)[2]
+    assert ask(predictor, [], []) == []
+
+
+def test_the_best_answer_is_the_prediction(predictor, shared):
+    for task, method in (("vqa", predictor.answer), ("gqa", predictor.answer), ("snli_ve", predictor.entail)):
+        frame = split(task, shared)
+        replies = method([key for (key,) in frame.images], frame.text.tolist(), task=task, top_k=1)
+        words = [next(value for name, value in reply.items() if name != "score") for (reply,) in replies]
+        assert words == predictor.predict(frame, task).prediction.tolist()
+
+
+@pytest.mark.parametrize("top_k, count", [(1, 1), (2, 2), (99, 2)])
+def test_as_many_alternatives_as_asked_for(top_k, count, predictor):
+    assert len(predictor.answer("coco:1", "the ball", top_k=top_k)) == count
+
+
+# ---- regions
+
+def test_regions_stand_for_their_key(predictor):
+    regions = predictor.regions["coco:4"]
+    assert predictor.answer(regions, "the ball") == predictor.answer("coco:4", "the ball")
+    assert predictor.ground(regions, "the ball") == predictor.ground("coco:4", "the ball")
+
+
+def test_any_mapping_is_a_store(folder, shared, predictor):
+    regions = {key: shared.detected[key] for key in toy.KEYS[:3]}
+    other = Predictor.from_pretrained(folder / "model", regions=regions, machine=toy.CPU)
+    assert other.answer("coco:2", "the ball") == predictor.answer("coco:2", "the ball")
+    assert {match["image"] for match in other.find("a red ball")} == set(toy.KEYS[:3])
+
+
+def test_the_folder_of_both_stores(folder, tmp_path):
+    for kind in ("detected", "given"): shutil.copytree(folder / "store", tmp_path / kind)
+    both = Predictor.from_pretrained(folder / "model", regions=tmp_path, machine=toy.CPU)
+    assert both.regions.folder.name == "detected" and both.given.folder.name == "given"
+
+
+# ---- boxes
+
+def test_a_phrase_is_placed_in_pixels(predictor):
+    places, regions = predictor.ground("coco:5", "the red ball", top_k=99), predictor.regions["coco:5"]
+    boxes = {tuple(place["box"].values()) for place in places}
+    expected = {tuple(round(float(side), 1) for side in box) for box in regions.boxes} | {(0., 0., 100., 100.)}
+    assert boxes == expected and {place["label"] for place in places} == {"the red ball"}
+    assert list(places[0]["box"]) == ["xmin", "ymin", "xmax", "ymax"] and type(places[0]["box"]["xmin"]) is float
+
+
+def test_the_best_box_is_the_prediction(predictor, shared):
+    frame = split("refcoco", shared)
+    places = predictor.ground([key for (key,) in frame.images], frame.text.tolist(), task="refcoco", top_k=1)
+    predictions = predictor.predict(frame, "refcoco").prediction
+    for (place,), box in zip(places, predictions):
+        assert tuple(place["box"].values()) == pytest.approx([100 * side for side in box], abs=.06)
+
+
+def test_only_the_boxes_given_compete(predictor):
+    boxes = predictor.regions["coco:6"].boxes[[3, 1]]
+    places = predictor.ground("coco:6", "the left box", boxes=boxes, task="visual7w", top_k=99)
+    expected = {tuple(round(float(side), 1) for side in box) for box in boxes}
+    assert {tuple(place["box"].values()) for place in places} == expected
+
+
+def test_boxes_differ_from_question_to_question(predictor):
+    "Also about one and the same image."
+    boxes = predictor.regions["coco:6"].boxes
+    among = [boxes[:2], boxes[2:], boxes[:1]]
+    many = predictor.ground("coco:6", ["the left box"] * 3, boxes=among, task="guesswhat")
+    assert [len(places) for places in many] == [2, 3, 1]
+    assert many[1][0]["box"] == predictor.ground("coco:6", "the left box", boxes=among[1], task="guesswhat")[0]["box"]
+
+
+# ---- retrieval
+
+def test_a_caption_finds_images(predictor, shared):
+    frame = split("coco_retrieval", shared)
+    keys = list(dict.fromkeys(key for (key,) in frame.images))
+    matches = predictor.find(frame.text.tolist(), keys, task="coco_retrieval")
+    expected = predictor.predict(frame, "coco_retrieval").prediction
+    assert [[match["image"] for match in of_caption] for of_caption in matches] == [list(best[:5]) for best in expected]
+    assert sum(match["score"] for match in predictor.find("a ball", top_k=99)) == pytest.approx(1)
+
+
+def test_images_without_a_key_are_called_by_their_number(predictor):
+    images = [predictor.regions[key] for key in toy.KEYS[:3]]
+    numbers, keys = predictor.find("a ball", images), predictor.find("a ball", toy.KEYS[:3])
+    assert [toy.KEYS[match["image"]] for match in numbers] == [match["image"] for match in keys]
+
+
+def test_every_caption_with_every_image(predictor):
+    scores = predictor.match(toy.KEYS[:4], ["the ball", "the box"])
+    assert scores.shape == (2, 4) and scores.dtype == torch.float32
+    assert scores[1, 2].item() == pytest.approx(predictor.match([toy.KEYS[2]], ["the box"]).item(), abs=1e-5)
+
+
+# ---- pictures
+
+class FakeDetector:
+    "Sees the same five regions in every picture, and counts its calls."
+
+    def __init__(self, regions, name="random"): self.regions, self.name, self.calls = regions, name, []
+
+    def record(self, boxes): return dict(extractor=self.name, settings={})
+
+    def detect(self, pictures):
+        self.calls.append(("detect", [picture.shape for picture in pictures]))
+        return [self.regions] * len(pictures)
+
+    def describe(self, pictures, boxes):
+        self.calls.append(("describe", [picture.shape for picture in pictures]))
+        return [replace(self.regions, features=self.regions.features[:len(each)], boxes=np.float32(each)) for each in boxes]
+
+
+@pytest.fixture
+def looking(shared, folder):
+    return Predictor.from_pretrained(folder / "model", detector=FakeDetector(shared.detected["coco:7"]), machine=toy.CPU)
+
+
+def test_a_picture_is_looked_at_in_any_form(looking, predictor, tmp_path):
+    picture = np.zeros((30, 20, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    expected = predictor.answer("coco:7", "the ball")
+    path = tmp_path / "picture.png"
+    for image in (picture, Image.fromarray(picture), Image.fromarray(picture).convert("L"), path, str(path)):
+        assert looking.answer(image, "the ball") == expected
+    assert looking.detector.calls == [("detect", [(30, 20, 3)])] * 5
+
+
+def test_one_picture_is_looked_at_once_however_many_questions_there_are(looking):
+    looking.answer(np.zeros((30, 20, 3), np.uint8), ["the ball", "the box", "red"])
+    assert len(looking.detector.calls) == 1
+
+
+def test_boxes_of_a_picture_are_described(looking):
+    places = looking.ground(np.zeros((30, 20, 3), np.uint8), "the ball", boxes=[[0, 0, 9, 9], [5, 5, 20, 20]])
+    assert {tuple(place["box"].values()) for place in places} == {(0., 0., 9., 9.), (5., 5., 20., 20.)}
+    assert {name for name, _ in looking.detector.calls} == {"detect", "describe"}
+
+
+def test_the_detector_of_the_study(shared):
+    "A small one, untrained, with a model that claims to have learned from it."
+    torch.manual_seed(0)
+    detector = Detector.new(DetectorConfig(), ["background", "ball"], ["red"])
+    record = detector.record("given")  # whether boxes are given or detected makes no other detector of it
+    model = model_of(shared, DetectorConfig().feature_dim)
+    model.assets = replace(model.assets, regions=dict(extractor=dict(name=record["extractor"], settings=record["settings"])))
+    looking = Predictor(model, detector=detector, machine=toy.CPU)
+    picture = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    (place,) = looking.ground(picture, "the ball", boxes=[[10, 10, 40, 40]])
+    assert place["box"] == dict(xmin=10, ymin=10, xmax=40, ymax=40)
+    assert [answer["answer"] for answer in looking.answer([picture, picture[::-1]], "the ball", top_k=1)[1]] in (["yes"], ["no"])
+    with pytest.raises(ValueError, match="the detector: its regions .* learned with 'vl12in1.regions.detector' .other score"):
+        Predictor(model, detector=replace(detector, config=DetectorConfig(score=.2)), machine=toy.CPU)
+
+
+# ---- what cannot be asked
+
+def test_regions_of_another_detector_are_refused(folder, tmp_path, shared):
+    from vl12in1.regions import RegionWriter
+    with RegionWriter(tmp_path / "other", "another") as writer: writer.append("coco:1", shared.detected["coco:1"])
+    with pytest.raises(ValueError, match="other: its regions are those of 'another', the model learned with 'random'"):
+        Predictor.from_pretrained(folder / "model", regions=tmp_path / "other", machine=toy.CPU)
+    with pytest.raises(ValueError, match="the detector: its regions are those of 'another'"):
+        Predictor.from_pretrained(folder / "model", detector=FakeDetector(None, "another"), machine=toy.CPU)
+
+
+@pytest.mark.parametrize("lost, named", [
+    (["vocab.txt"], "no vocab.txt,"), (["origin.json"], "no origin.json,"), (["answers_gqa.json"], "no answers_gqa.json,"),
+    (["vocab.txt", "origin.json", "answers_gqa.json", "answers_vqa.json"],
+     "no vocab.txt, answers_vqa.json, answers_gqa.json, origin.json,")])
+def test_weights_alone_open_and_cannot_be_asked(lost, named, folder, predictor, tmp_path):
+    "As a folder of an earlier version: one error, when somebody asks."
+    shutil.copytree(folder / "model", tmp_path / "old")
+    for name in lost: (tmp_path / "old" / name).unlink()
+    assert TwelveInOne.from_pretrained(tmp_path / "old").vocabularies == {"vqa": 2, "gqa": 2}
+    with pytest.raises(CheckpointError, match=f"old: there are weights, but {named} and without"):
+        Predictor.from_pretrained(tmp_path / "old", machine=toy.CPU)
+
+
+@pytest.mark.parametrize("change, complaint", [
+    (dict(text_length=5), "it learned 'vqa' with text_length 5; in this version it is 23"),
+    (dict(head="caption"), "it learned 'vqa' with head 'caption'"), (dict(vocabulary="words"), "with vocabulary 'words'")])
+def test_tasks_that_changed_since_are_refused(change, complaint, shared):
+    model = model_of(shared)
+    model.assets = replace(model.assets, tasks=model.assets.tasks | {"vqa": model.assets.tasks["vqa"] | change})
+    with pytest.raises(CheckpointError, match=complaint): Predictor(model, machine=toy.CPU)
+
+
+def test_a_task_that_the_library_does_not_have_is_refused(shared):
+    model = model_of(shared)
+    model.assets = model.assets.learned(dict(name="kitchen", head="answer"), {})
+    with pytest.raises(CheckpointError, match="learned 'kitchen', a task that `TASKS` does not have"): Predictor(model, machine=toy.CPU)
+
+
+def test_what_was_not_learned_is_not_answered(shared):
+    model = model_of(shared)
+    model.assets = replace(model.assets, tasks={"refcoco": model.assets.tasks["refcoco"]})
+    alone = Predictor(model, shared.detected, machine=toy.CPU)
+    with pytest.raises(ValueError, match="has not learned any task with the head 'answer'; it learned refcoco .ground."):
+        alone.answer("coco:1", "the ball")
+    with pytest.raises(ValueError, match="has not learned the task 'vqa'; it learned refcoco"): alone.predict(pd.DataFrame(), "vqa")
+
+
+NONSENSE = {
+    "an unknown key": (lambda p: p.answer("coco:99", "the ball"), "image 'coco:99': no regions are known of it"),
+    "a number": (lambda p: p.answer(3, "the ball"), "image 'int': no regions are known of it"),
+    "no text": (lambda p: p.answer("coco:1", None), "text None: a question"),
+    "a number for a text": (lambda p: p.answer(["coco:1"], [3]), "text 3: a question"),
+    "lists of different lengths": (lambda p: p.answer(["coco:1"], ["a", "b"]), "1 images, 2 questions"),
+    "no alternatives": (lambda p: p.answer("coco:1", "the ball", top_k=0), "top_k 0: how many"),
+    "one image of two": (lambda p: p.verify("coco:1", "the ball"), "a statement is about two images"),
+    "another task's head": (lambda p: p.answer("coco:1", "the ball", task="refcoco"), "the task 'refcoco' with the head 'answer'"),
+    "a box of nobody's": (lambda p: p.ground("coco:1", "the ball", boxes=[[0, 0, 100, 3]]), "a box that is none of the image's"),
+    "no boxes": (lambda p: p.ground("coco:1", "the ball", boxes=[]), "no boxes to choose among"),
+    "boxes for some": (lambda p: p.ground(["coco:1"] * 2, "a", boxes=[[[0, 0, 1, 1]]]), "boxes for 1 of 2 questions"),
+    "no images": (lambda p: p.find("the ball", []), "no images to look among"),
+    "features of another width": (lambda p: p.answer(Regions(np.ones((2, 3)), np.ones((2, 4)), 9, 9), "the ball"),
+                                  "the model reads 8 numbers per region")}
+
+
+@pytest.mark.parametrize("case", NONSENSE)
+def test_nonsense_is_one_clear_error(case, predictor):
+    ask, complaint = NONSENSE[case]
+    with pytest.raises(ValueError, match=complaint): ask(predictor)
+
+
+def test_a_picture_that_is_none(looking, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(OSError, match="text.png: cannot be read as a picture"): looking.answer(str(tmp_path / "text.png"), "a")
+    with pytest.raises(ValueError, match="image of type ndarray"): looking.answer(np.zeros((3, 3)), "a")
+
+
+# ---- anywhere
+
+SIX_LINES = """from vl12in1 import Predictor
+
+predictor = Predictor.from_pretrained("model", regions="regions")
+for answer in predictor.answer("coco:9", "what colour is the ball", top_k=2):
+    print(answer["answer"], answer["score"])
+"""
+
+
+def test_six_lines_in_an_empty_folder_without_a_checkout(folder, predictor, tmp_path):
+    "Only the folder of the model, a region store and the installed modules: no notebooks, no dvc.yaml, no settings."
+    shutil.copytree(ROOT / "vl12in1", tmp_path / "site/vl12in1", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, target in (("model", "model"), ("store", "regions")): shutil.copytree(folder / name, tmp_path / "empty" / target)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= dict(PYTHONPATH=str(tmp_path / "site"), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
+    done = subprocess.run([sys.executable, "-c", SIX_LINES], cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    words = [line.split()[0] for line in done.stdout.splitlines()]
+    assert words == [answer["answer"] for answer in predictor.answer("coco:9", "what colour is the ball", top_k=2)]
+    assert set(words) == {"yes", "no"}
+
+
+@pytest.mark.parametrize("page", ["README.md", "nbs/65_predictor.ipynb"])
+def test_the_six_lines_are_the_ones_that_readers_see(page):
+    assert len([line for line in SIX_LINES.splitlines() if line]) <= 6
+    shown = (ROOT / page).read_text().replace('\\"', '"')
+    for line in SIX_LINES.splitlines()[3:]: assert line.strip().replace("top_k=2", "top_k=3") in shown
+
+
+# ---- and it is what training leaves
+
+def test_what_training_leaves_can_be_asked(tmp_path):
+    trainer = toy.trainer(tmp_path, iterations=2)
+    trainer.run()
+    trainer.model.save_pretrained(tmp_path / "model")
+    predictor = Predictor.from_pretrained(tmp_path / "model", regions=tmp_path / "store", machine=toy.CPU)
+    assert list(predictor.assets.tasks) == list(predictor.assets.data) == ["vqa", "refcoco", "snli_ve"]
+    assert {answer["answer"] for answer in predictor.answer("coco:1", "the ball")} == {"yes", "no"}
+    assert predictor.assets.data["vqa"]["examples"] == 32 and len(predictor.assets.data["vqa"]["sha256"]) == 64
+    assert predictor.assets.regions["extractor"]["name"] == "random"
+
+
+def test_other_examples_have_another_digest(tmp_path):
+    shared = toy.sources(tmp_path)
+    frame = toy.frames(shared)["vqa"]["train"]
+    digests = [assets_of(Examples("vqa", each, shared), Assets()).data["vqa"]["sha256"]
+               for each in (frame, frame.copy(), frame[1:], frame.assign(text="the ball"))]
+    assert digests[0] == digests[1] and len(set(digests)) == 3
