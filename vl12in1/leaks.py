@@ -64,7 +64,7 @@ def _lists(file: Path, collection) -> dict[str | None, list]:
     return lists
 
 # %% ../nbs/38a_leaks.ipynb #1ef69fc3
-def read_image_list(path: str | Path,                        # `.json` (a list, or {collection: list}), `.npy` (ids), else text, a name a line
+def read_image_list(path: str | Path,                        # `.json` (list, or {collection: list}), `.npy` (ids), else a name a line
                     collection: str | None = None,           # of the names; None if the file or its names say it
                     identity: dict[str, str] | None = None,  # alias -> key, as `corpora.identity` returns
                    ) -> set[str]:
