@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from ..boxes import iou
-from ..tasks import TASKS
 from ..answers import exact_match, normalise_answer, vqa_accuracy, vqa_conventions
 
 # %% ../../nbs/60_metrics.ipynb #check
