@@ -62,17 +62,16 @@ def _naming(path):
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise OSError(f"{path}: cannot be read as a picture ({error}); replace the file, then run this again") from None
 
+def picture_size(path) -> tuple[int, int]:
+    "(height, width) of the picture in a file, from its header."
+    with _naming(path), Image.open(path) as image: return image.size[::-1]
+
 # %% ../../nbs/33_detector.ipynb #read-picture
 def read_picture(path: str | Path) -> np.ndarray:
     "The picture in a file of any mode: (height, width, 3) uint8; OSError naming the file if there is none."
     with _naming(path), Image.open(path) as image:
         if image.mode.startswith("I"): image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
         return np.asarray(image.convert("RGB"))
-
-# %% ../../nbs/33_detector.ipynb #picture-size
-def picture_size(path) -> tuple[int, int]:
-    "(height, width) of the picture in a file, from its header."
-    with _naming(path), Image.open(path) as image: return image.size[::-1]
 
 # %% ../../nbs/33_detector.ipynb #stack-pictures
 def stack_pictures(pictures) -> tuple[torch.Tensor, torch.Tensor]:

@@ -264,6 +264,12 @@ def _best_regions(detector, picture, seen: dict) -> Regions:
     features = pool_average(seen["map"], inside) if detector.features == "pooled" else seen["states"][best]
     return _regions(picture, boxes, features, probs[best])
 
+def _refuse_decoder(features: str):
+    "ValueError if these `features` belong to queries, and so cannot be had for boxes that were handed over."
+    if features == "decoder":
+        raise ValueError("decoder states exist for detected boxes alone: open the detector with features='pooled', "
+                         "and extract detected and given regions with that one")
+
 # %% ../../nbs/36_pretrained.ipynb #pretrained-detector
 @dataclass(frozen=True, eq=False)
 class PretrainedDetector:
@@ -298,15 +304,10 @@ class PretrainedDetector:
 
     def record(self, boxes: str) -> dict:
         "Arguments of `RegionWriter` for detected or given `boxes`, which come without class probabilities."
-        if boxes == "given": self._refuse_decoder()
+        if boxes == "given": _refuse_decoder(self.features)
         settings = {"boxes": boxes, "notice": NOTICE, "features": self.features, "regions": self.regions}
         return dict(extractor="vl12in1.regions.pretrained", settings=settings | self.network.settings,
                     class_names=self.class_names if boxes == "detected" else [])
-
-    def _refuse_decoder(self):
-        if self.features == "decoder":
-            raise ValueError("decoder states exist for detected boxes alone: open the detector with features='pooled', "
-                             "and extract detected and given regions with that one")
 
     def detect(self, pictures: list[np.ndarray]) -> list[Regions]:
         "The `regions` most probable boxes of each picture, best first, with class probabilities."
@@ -314,7 +315,7 @@ class PretrainedDetector:
 
     def describe(self, pictures: list[np.ndarray], boxes: list[np.ndarray]) -> list[Regions]:
         "The regions of each picture in the boxes given: one array (n, 4) per picture. ValueError for decoder states."
-        self._refuse_decoder()
+        _refuse_decoder(self.features)
         return _pooled(self.network, pictures, boxes)
 
 # %% ../../nbs/36_pretrained.ipynb #grid-boxes
