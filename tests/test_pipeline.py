@@ -542,7 +542,8 @@ def test_a_new_run_is_trained_and_tested_for_one_line(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     edit(tmp_path / "params.yaml", f"profile: {GRID['profile']}\n", "profile: smoke\n")
-    edit(tmp_path / "params.yaml", "\nruns:\n", "\nruns:\n  another: {init: scratch, kind: single, models: {both: [refcoco, snli_ve]}, seeds: side}\n")
+    line = "  another: {init: scratch, kind: single, models: {both: [refcoco, snli_ve]}, seeds: side}\n"
+    edit(tmp_path / "params.yaml", "\nruns:\n", "\nruns:\n" + line)
     git(tmp_path, "init", "--quiet")
     environment = dict(os.environ, PYTHONPATH=str(tmp_path), PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet", "test@another"], cwd=tmp_path, env=environment, check=True)
