@@ -493,8 +493,9 @@ TRAINING = ("scratch", "pretrain@", "train@", "curriculum@")
 
 
 @pytest.mark.parametrize("part, trains, tests", [
-    ("evaluation", False, True), ("study", False, False), ("corpora", False, False), ("world", False, False),
-    ("training", True, True), ("examples", True, True), ("model", True, True)])
+    ("evaluation", False, True), ("training", True, True), ("corpora", False, False),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in [
+        ("study", False, False), ("world", False, False), ("examples", True, True), ("model", True, True)])])
 def test_a_comment_concerns_what_depends_on_that_part(finished, part, trains, tests):
     file = finished / "vl12in1" / part / "file"
     file.parent.mkdir(exist_ok=True)
@@ -507,12 +508,14 @@ def test_a_comment_concerns_what_depends_on_that_part(finished, part, trains, te
     if trains: assert not changed & {"world", "clean", "regions"} and {"train@at", "train@st_clean"} <= changed
 
 
+@pytest.mark.slow
 def test_another_environment_concerns_all_that_computes(finished, stages):
     undo = edit(finished / "constraints.txt", "constraints", "torch==0")
     try: assert stale(finished) == set(stages) - {"views", "data.dvc"}
     finally: undo()
 
 
+@pytest.mark.slow
 def test_what_would_run_is_said_in_a_checkout_without_outputs(finished, tmp_path):
     copy = tmp_path / "clone"
     shutil.copytree(finished, copy)
