@@ -474,6 +474,7 @@ def test_one_pretraining_concerns_both_and_no_run_yet(finished):
     finally: undo()
 
 
+@pytest.mark.slow
 def test_the_length_of_a_kind_of_run_concerns_that_kind(finished):
     length = PROFILES[GRID["profile"]]["training"]["finetune"]["iterations"]
     undo = edit(finished / f"profiles/{GRID['profile']}.yaml", f"finetune: {{iterations: {length}", "finetune: {iterations: 7")
@@ -481,6 +482,7 @@ def test_the_length_of_a_kind_of_run_concerns_that_kind(finished):
     finally: undo()
 
 
+@pytest.mark.slow
 def test_more_seeds_concern_the_runs_that_are_repeated(finished):
     path = finished / f"profiles/{GRID['profile']}.yaml"
     undo = edit(path, "seeds: {main: 1,", "seeds: {main: 3,")
