@@ -354,6 +354,16 @@ def test_a_field_of_a_run_is_set_from_the_command_line(tmp_path):
         assert changed == GRID
 
 
+def test_an_experiment_changes_one_value_of_the_file(tmp_path):
+    from dvc.utils.serialize import modify_yaml
+    copy = tmp_path / "params.yaml"
+    copy.write_text((ROOT / "params.yaml").read_text())
+    with modify_yaml(str(copy)) as grid: grid["runs"]["vanilla"]["schedule"] = "proportional"
+    lines = zip((ROOT / "params.yaml").read_text().splitlines(), copy.read_text().splitlines(), strict=True)
+    changed = [pair for pair in lines if pair[0] != pair[1]]
+    assert changed == [(old, old.replace("round_robin", "proportional")) for old, _ in changed] and len(changed) == 1
+
+
 def test_no_entry_of_the_grid_leans_on_another():
     # `dvc exp run -S` would write what an entry inherits into each entry that does
     assert not re.search(r"<<:|&\w|: \*\w", (ROOT / "params.yaml").read_text())
