@@ -50,8 +50,11 @@ def test_claims_speak_of_the_grid():
 
 
 def test_the_stage_waits_for_the_runs_of_all_claims():
-    needed = {f"reports/runs/{run}.json" for claim in CLAIMS for run in (claim.a, claim.b)}
-    assert needed <= set(STAGES["index"]["deps"])
+    # the stage depends on the folders to which every run of the grid writes
+    assert {run for claim in CLAIMS for run in (claim.a, claim.b)} <= set(GRID)
+    assert {"reports/runs", "reports/scores", "reports/metrics", "reports/items"} <= set(STAGES["index"]["deps"])
+    for stage in ("train", "curriculum"): assert {"reports/runs/${key}.json": {"cache": False}} in STAGES[stage]["do"]["outs"]
+    for stage in ("test", "test_curriculum"): assert {"reports/scores/${key}.json": {"cache": False}} in STAGES[stage]["do"]["metrics"]
 
 
 def test_numbers_in_claims_are_the_papers_headline_only():

@@ -236,7 +236,8 @@ def resume(self):
     path = self.folder / "checkpoint.pt"
     if not path.exists(): return
     state = torch.load(path, map_location=self.machine.device, weights_only=True)
-    changed = differing(state["identity"], self.identity)
+    then = state["identity"] if isinstance(state["identity"], dict) else {"form of the checkpoint": ""}  # of an earlier version
+    changed = differing(then, self.identity)
     if changed:
         warnings.warn(f"{path} is not continued and training begins anew, because this has changed: {', '.join(changed)}")
         return
