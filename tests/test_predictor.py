@@ -1,5 +1,7 @@
 """Whoever has a model's folder can ask it: every kind of answer, about keys, regions, boxes and pictures, in words, anywhere."""
+import copy
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -118,6 +120,28 @@ def test_the_best_answer_is_the_prediction(predictor, shared):
 @pytest.mark.parametrize("top_k, count", [(1, 1), (2, 2), (99, 2)])
 def test_as_many_alternatives_as_asked_for(top_k, count, predictor):
     assert len(predictor.answer("coco:1", "the ball", top_k=top_k)) == count
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))], ids=["copied", "pickled"])
+def test_a_duplicate_answers_the_same(duplicate, predictor):
+    "As when a predictor is handed to another process."
+    again = duplicate(predictor)
+    assert again.model is not predictor.model and again.assets == predictor.assets
+    assert again.answer("coco:1", "the ball") == predictor.answer("coco:1", "the ball")
+
+
+@pytest.mark.parametrize("task", HERE)
+def test_one_example_alone_is_answered_as_among_others(task, predictor, shared):
+    frame = split(task, shared).drop(columns=["box", "label", "answers", "uid"], errors="ignore")
+    alone = predictor.predict(frame.iloc[:1], task)
+    assert len(alone) == 1
+    if TASKS[task].head == "match": assert alone.prediction[0] == frame["images"].iloc[0]  # of one picture there is no choice
+    else: assert alone.prediction[0] == predictor.predict(frame, task).prediction[0]
+
+
+@pytest.mark.parametrize("task", [task for task in HERE if TASKS[task].head != "match"])
+def test_no_examples_have_no_answers(task, predictor, shared):
+    assert predictor.predict(split(task, shared).iloc[:0], task).empty
 
 
 # ---- regions
