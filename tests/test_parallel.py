@@ -97,6 +97,10 @@ def test_what_fails_holds_up_only_what_needs_it(study):
 
 
 def test_placeholders_are_written_only_where_nothing_is(tmp_path):
-    assert placeholders(tmp_path, ["at"]) == ["at"]
+    assert [path.name for path in placeholders(tmp_path, ["at"])] == ["at.json", "at.csv"]
     (tmp_path / "runs/at.json").write_text("{}")
-    assert placeholders(tmp_path, ["at", "st"]) == ["st"] and (tmp_path / "runs/at.json").read_text() == "{}"
+    assert [path.name for path in placeholders(tmp_path, ["at", "st"])] == ["st.json", "st.csv"]
+    assert (tmp_path / "runs/at.json").read_text() == "{}"
+    (tmp_path / "items/at.csv").unlink()  # trained, and not tested yet
+    assert [path.name for path in placeholders(tmp_path, ["at", "st"])] == ["at.csv"]
+    assert (tmp_path / "runs/at.json").read_text() == "{}"

@@ -408,3 +408,19 @@ def test_other_examples_have_another_digest(tmp_path):
     digests = [assets_of(Examples("vqa", each, shared), Assets()).data["vqa"]["sha256"]
                for each in (frame, frame.copy(), frame[1:], frame.assign(text="the ball"))]
     assert digests[0] == digests[1] and len(set(digests)) == 3
+
+
+# ---- what cannot be asked
+
+@pytest.mark.parametrize("ask, complaint", [
+    (lambda p: p.answer(Regions(np.zeros((0, 8), "float16"), np.zeros((0, 4), "float32"), 100, 100), "is the ball red"), "single region"),
+    (lambda p: p.answer(Regions(np.zeros((2, 8), "float16"), np.zeros((1, 4), "float32"), 100, 100), "is the ball red"), "one of each"),
+    (lambda p: p.ground(toy.KEYS[0], "the ball", boxes=[0, 0, 10, 10]), r"boxes of shape \(4,\)"),
+    (lambda p: p.ground(toy.KEYS[0], "the ball", boxes=[[float("nan")] * 4]), "boxes of shape"),
+    (lambda p: p.find("the ball", top_k="3"), "top_k '3'"), (lambda p: p.find("the ball", top_k=-1), "top_k -1"),
+    (lambda p: p.find("the ball", images=[]), "no images"), (lambda p: p.match(toy.KEYS[0], ["the ball"]), "images 'coco:0'"),
+    (lambda p: p.match([], ["the ball"]), r"images \[\]"), (lambda p: p.match(toy.KEYS[:2], "the ball"), "captions 'the ball'"),
+    (lambda p: p.predict(pd.DataFrame(dict(text=["is the ball red"])), "vqa"), "without images"),
+    (lambda p: p.predict(pd.DataFrame(dict(images=[("coco:900",)], text=["is the ball red"])), "vqa"), "such as 'coco:900'")])
+def test_what_cannot_be_asked_is_said(predictor, ask, complaint):
+    with pytest.raises(ValueError, match=complaint): ask(predictor)

@@ -142,3 +142,18 @@ def test_late_pairing_scores_as_pair_by_pair(shared, model, batch_size):
     assert [ranking[0] for ranking in predictions.prediction] == best
     own = [key for (key,) in frame.images]
     assert predictions.score.tolist() == [float(first == key) for first, key in zip(best, own)]
+
+
+def test_other_peoples_words_are_refused(shared, model):
+    from dataclasses import replace
+    from vl12in1.examples.text import AnswerVocabulary, Tokenizer
+    from vl12in1.model.saving import Assets
+    frame = split("vqa", shared)
+    turned = replace(shared, vocabularies={"vqa": AnswerVocabulary(["no", "yes"]), "gqa": shared.vocabularies["gqa"]})
+    swapped = replace(shared, tokenizer=Tokenizer(WORDS[:5] + WORDS[:4:-1]))
+    model.assets = Assets(pieces=tuple(WORDS), answers={"vqa": ("yes", "no"), "gqa": ("yes", "no")})
+    try:
+        assert len(predict(model, Examples("vqa", frame, shared), CPU)) == N
+        for other, what in ((turned, "answers 'vqa'"), (swapped, "word pieces")):
+            with pytest.raises(ValueError, match=what): predict(model, Examples("vqa", frame, other), CPU)
+    finally: model.assets = Assets()

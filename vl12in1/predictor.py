@@ -185,14 +185,19 @@ def look(self, image) -> Regions:
     dim = self.model.config.feature_dim
     if regions.features.shape[1:] != (dim,):
         raise ValueError(f"regions with features of shape {regions.features.shape}: the model reads {dim} numbers per region")
+    if not len(regions.boxes): raise ValueError("an image without a single region: there is nothing that the model could look at")
+    if len(regions.boxes) != len(regions.features):
+        raise ValueError(f"{len(regions.boxes)} boxes with {len(regions.features)} features: a region has one of each")
     return regions
 
 # %% ../nbs/65_predictor.ipynb #look-at
 @method
 def look_at(self, image, boxes) -> Regions:
     "Regions that hold the `boxes` of an image (corners in pixels); ValueError for a box that nobody has described."
-    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-    if not len(boxes): raise ValueError("no boxes to choose among; leave `boxes` out to choose among all regions")
+    boxes = np.asarray(boxes, np.float32)
+    if not boxes.size: raise ValueError("no boxes to choose among; leave `boxes` out to choose among all regions")
+    if boxes.shape[1:] != (4,) or not np.isfinite(boxes).all():
+        raise ValueError(f"boxes of shape {boxes.shape}: give a list of boxes, each four numbers, xmin, ymin, xmax, ymax in pixels")
     by_key = isinstance(image, str) and image in self.regions
     if self.detector is not None and not by_key and not isinstance(image, Regions):
         return self.detector.describe([as_picture(image)], [boxes])[0]
@@ -208,6 +213,10 @@ def look_at(self, image, boxes) -> Regions:
 def key_of(image) -> str:
     "The key of an image, or a name for as long as it is there."
     return image if isinstance(image, str) else f"image {id(image)}"
+
+def check_top_k(top_k):
+    "ValueError unless that many alternatives can be listed."
+    if type(top_k) is not int or top_k < 1: raise ValueError(f"top_k {top_k!r}: how many alternatives to list, at least 1")
 
 def example_frame(images, texts, **columns) -> pd.DataFrame:
     "A frame of examples without targets: `images`, a tuple of keys for each; ValueError for a text that is none."
@@ -240,7 +249,7 @@ def examples_among(self, task, images, texts, boxes) -> Examples:
 @method
 def best(self, examples, top_k) -> list[list[tuple[float, object]]]:
     "For each example the `top_k` alternatives that the head is most sure of, as (score, alternative)."
-    if type(top_k) is not int or top_k < 1: raise ValueError(f"top_k {top_k!r}: how many alternatives to list, at least 1")
+    check_top_k(top_k)
     head, answers = self.model.head(examples.task.name), []
     for rows, batch, logits in outputs(self.model, examples.batches(self.batch_size), self.machine):
         scores = head.confidences(logits).cpu()
@@ -302,6 +311,8 @@ def ground(self, image, phrase, boxes=None, task=None, top_k: int = 5) -> list[P
 @method
 def match(self, images: list, captions: list, task=None) -> torch.Tensor:
     "How well every caption fits every image, (captions, images): numbers that mean something beside each other only."
+    for name, values in dict(images=images, captions=captions).items():
+        if not isinstance(values, list) or not values: raise ValueError(f"{name} {values!r}: give a list with something in it")
     task = self.task_for("match", task)
     shown = self.examples_of(task, [(image,) for image in images], [""] * len(images))
     keys = [key for (key,) in shown.images]
@@ -316,6 +327,7 @@ def match(self, images: list, captions: list, task=None) -> torch.Tensor:
 @method
 def find(self, caption, images: list | None = None, task=None, top_k: int = 5) -> list[Match]:
     "The `top_k` of `images` (all that have regions, unless given) that a caption fits best; for a list of captions a list of lists."
+    check_top_k(top_k)
     images = list(self.regions.keys()) if images is None else images
     if not images: raise ValueError("no images to look among: give `images`, or `regions` that have some")
     captions, many = (caption, True) if isinstance(caption, list) else ([caption], False)
@@ -331,8 +343,13 @@ def find(self, caption, images: list | None = None, task=None, top_k: int = 5) -
 @method
 def predict(self, frame, task) -> pd.DataFrame:
     "`evaluation.predict` of an example frame of image keys and texts: a row per example, with the `prediction` in words."
-    known = Sources(self.regions, self.given, self.tokenizer, self.vocabularies)
+    task = self.task_for(None, task)
+    absent = sorted({"images", "text"} - set(frame.columns))
+    if absent: raise ValueError(f"a frame without {', '.join(absent)}: it needs images (a tuple of keys for each row) and text")
+    unseen = sorted({key for keys in frame["images"] for key in keys if key not in self.regions})
+    if unseen: raise ValueError(f"no regions are known of {len(unseen)} images, such as {unseen[0]!r}: give `regions` that have them")
+    sources = Sources(self.regions, self.given, self.tokenizer, self.vocabularies)
     if "uid" not in frame: frame = frame.assign(uid=[str(row) for row in range(len(frame))])
-    examples = Examples(self.task_for(None, task), frame, known)
+    examples = Examples(task, frame, sources)
     table = predict_examples(self.model, examples, self.machine, self.batch_size)
     return table.assign(prediction=self.model.head(task).in_words(examples, table.prediction.tolist()))

@@ -7,6 +7,10 @@ __all__ = ['entry', 'train', 'test', 'main']
 
 # %% ../../nbs/72_experiment.ipynb #6b52dddf
 import argparse
+import os
+import sys
+
+import torch
 
 from ..evaluation.measure import measure_run
 from .notebooks import root, settings
@@ -19,14 +23,20 @@ def entry(study, run):
     if run not in grid: raise ValueError(f"params.yaml: no run {run!r}; there are: {', '.join(grid)}")
     return run
 
+def _one_thread():
+    "As stages are run: sums depend on how many threads share them. `OMP_NUM_THREADS` says otherwise."
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+
 def train(run: str) -> dict:
     "Train the run of that name, from its last checkpoint if it was killed; its record, as in `reports/runs/<run>.json`."
     study = settings()
+    _one_thread()
     return train_run(entry(study, run), study, root())
 
 def test(run: str) -> dict:
     "Test the models of the run of that name; its scores, model -> seed -> task -> score, as in `reports/scores/<run>.json`."
     study = settings()
+    _one_thread()
     return measure_run(entry(study, run), study, root())
 
 # %% ../../nbs/72_experiment.ipynb #main
@@ -36,7 +46,8 @@ def main(arguments=None):
     parser.add_argument("what", choices=["train", "test"])
     parser.add_argument("run", help="an entry of params.yaml")
     given = parser.parse_args(arguments)
-    done = {"train": train, "test": test}[given.what](given.run)
+    try: done = {"train": train, "test": test}[given.what](given.run)
+    except (ValueError, OSError) as error: sys.exit(f"{given.what} {given.run}: {error}")
     print(f"{given.run}: {len(done['trained'])} models trained" if given.what == "train" else done)
 
 # %% ../../nbs/72_experiment.ipynb #ffd86d5c

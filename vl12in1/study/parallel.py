@@ -120,13 +120,14 @@ def repro(needs: Mapping[str, set[str]], *options) -> dict[str, str]:
     return {stage: reasons[stage] for stage in in_order(needs, run, len(room))}
 
 # %% ../../nbs/71_parallel.ipynb #placeholders
-def placeholders(reports, grid) -> list[str]:
-    "Write empty scores for those runs of `grid` (names) that left none below `reports`; returns their names."
-    empty = {"runs": (".json", '{"trained": []}\n'), "items": (".csv", "model,seed,task,percent\n")}
-    lacking = [run for run in grid if not all((Path(reports) / part / f"{run}{end}").exists() for part, (end, _) in empty.items())]
-    for part, (end, text) in empty.items():
-        (Path(reports) / part).mkdir(parents=True, exist_ok=True)
-        for run in lacking: (Path(reports) / part / f"{run}{end}").write_text(text)
+def placeholders(reports, grid) -> list[Path]:
+    "Write, empty, what those runs of `grid` (names) did not leave below `reports`; returns the files. What is there is kept."
+    empty = {"runs": (".json", '{"trained": []}\n'), "items": (".csv", "model,seed,task,images,percent\n")}
+    texts = {Path(reports) / part / f"{run}{end}": text for part, (end, text) in empty.items() for run in grid}
+    lacking = [path for path in texts if not path.exists()]
+    for path in lacking:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(texts[path])
     return lacking
 
 def tables() -> dict[str, str]:
