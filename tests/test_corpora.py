@@ -540,7 +540,7 @@ def test_boxes_are_cut_to_at_least_one_pixel_of_the_picture_or_refused(boxes):
         assert (found >= 0).all() and (found <= 50).all() and (found[:, 2:] - found[:, :2] > 1 - 1e-9).all()
         cut = np.clip(corners, 0, 50)
         wide = np.tile(cut[:, 2:] - cut[:, :2] >= 1, 2)
-        np.testing.assert_allclose(found[wide], cut[wide])
+        np.testing.assert_allclose(found[wide], cut[wide], atol=1e-300)  # what is smaller has lost its digits
 
 
 @pytest.mark.parametrize("corners, size", [((10, 10, 9, 20), (50, 50)), ((np.nan, 10, 20, 20), (50, 50)),

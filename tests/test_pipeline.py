@@ -460,7 +460,7 @@ def test_a_finished_study_is_up_to_date(finished):
 
 @pytest.mark.parametrize("run, old, new", [
     ("no_token", "tokens: none, stop_and_go: true}", "tokens: head, stop_and_go: true}"),
-    pytest.param("st_25", "models: task, fraction: 0.25}", "models: task, fraction: 0.2}", marks=pytest.mark.slow),
+    pytest.param("st_25", "task, \n      fraction: 0.25}", "task, \n      fraction: 0.2}", marks=pytest.mark.slow),
     pytest.param("pairs", "  G3+G4: [visual7w, nlvr2]", "  G3+G4: [refcoco, nlvr2]", marks=pytest.mark.slow),
     ("ft_all", "finetune, seeds: side, models: task, data: all}", "finetune, seeds: side, models: task}")])
 def test_one_grid_entry_concerns_one_run(finished, run, old, new):
