@@ -7,6 +7,7 @@ __all__ = ['waiting', 'in_order', 'stale', 'study_stages', 'stale_stages', 'cloc
            'placeholders', 'tables', 'failure', 'main']
 
 # %% ../../nbs/71_parallel.ipynb #59d686ff
+import argparse
 import os
 import subprocess
 import sys
@@ -148,10 +149,13 @@ def failure(failed: Mapping[str, str]) -> str:
                       f"  dvc repro {' '.join(failed)}"])
 
 def main(arguments=None) -> None:
-    "Exit status 1 if a stage failed; tables are rendered all the same."
+    "All that is out of date, or `--tables`. Exit status 1 if a stage failed; tables are rendered all the same."
+    parser = argparse.ArgumentParser(prog="python -m vl12in1.study.parallel", description="Brings the study up to date.")
+    parser.add_argument("--tables", action="store_true", help="render the tables again from what is in reports/, and run nothing else")
+    only_tables = parser.parse_args(arguments).tables
     try: settings()
     except ValueError as error: sys.exit(str(error))
-    if "--tables" in (sys.argv[1:] if arguments is None else arguments): failed = tables()
+    if only_tables: failed = tables()
     else:
         failed = repro({"views": set()})  # whatever they leave as it was is not out of date
         needs = {} if failed else stale_stages()
