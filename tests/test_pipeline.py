@@ -459,7 +459,7 @@ def test_a_finished_study_is_up_to_date(finished):
 
 
 @pytest.mark.parametrize("run, old, new", [
-    ("no_token", "tokens: none, stop_and_go: true}", "tokens: head, stop_and_go: true}"),
+    ("no_token", "tokens: none, \n      stop_and_go: true}", "tokens: head, \n      stop_and_go: true}"),
     pytest.param("st_25", "task, \n      fraction: 0.25}", "task, \n      fraction: 0.2}", marks=pytest.mark.slow),
     pytest.param("pairs", "  G3+G4: [visual7w, nlvr2]", "  G3+G4: [refcoco, nlvr2]", marks=pytest.mark.slow),
     ("ft_all", "finetune, seeds: side, models: task, data: all}", "finetune, seeds: side, models: task}")])
@@ -479,7 +479,7 @@ def test_a_grid_entry_concerns_what_descends_from_it(finished, graph):
 
 
 def test_one_pretraining_concerns_both_and_no_run_yet(finished):
-    undo = edit(finished / "params.yaml", "original: {overlap: null", "original: {overlap: 0.9")
+    undo = edit(finished / "params.yaml", "original:\n    overlap:\n", "original:\n    overlap: 0.9\n")
     try: assert stale(finished) == {"pretrain@improved", "pretrain@original"}  # each is asked in the other's way, too
     finally: undo()
 
