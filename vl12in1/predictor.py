@@ -269,11 +269,16 @@ def answer(self, image, question, task=None, top_k: int = 5) -> list[Answer]:
 
 # %% ../nbs/65_predictor.ipynb #entail
 @method
+def labels_of(self, head, task, images, texts, top_k) -> list[list[Label]]:
+    "For each text and its tuple of `images` the `top_k` labels that the head is most sure of."
+    examples = self.examples_of(self.task_for(head, task), images, texts)
+    return [[Label(score=score, label=label) for score, label in of_row] for of_row in self.best(examples, top_k)]
+
+@method
 def entail(self, image, hypothesis, task=None, top_k: int = 3) -> list[Label]:
     "Contradiction, neutral or entailment: does a statement follow from an image? Lists as for `answer`."
     rows, many = rows_of(image=image, hypothesis=hypothesis)
-    examples = self.examples_of(self.task_for("entail", task), [(image,) for image, _ in rows], [text for _, text in rows])
-    labels = [[Label(score=score, label=label) for score, label in of_row] for of_row in self.best(examples, top_k)]
+    labels = self.labels_of("entail", task, [(image,) for image, _ in rows], [text for _, text in rows], top_k)
     return labels if many else labels[0]
 
 # %% ../nbs/65_predictor.ipynb #verify
@@ -283,8 +288,7 @@ def verify(self, images, statement, task=None, top_k: int = 2) -> list[Label]:
     rows, many = rows_of(images=images, statement=statement)
     pairs = [tuple(pair) if isinstance(pair, (tuple, list)) and len(pair) == 2 else None for pair, _ in rows]
     if None in pairs: raise ValueError("a statement is about two images: give a tuple (left, right), or a list of tuples")
-    examples = self.examples_of(self.task_for("pair", task), pairs, [text for _, text in rows])
-    labels = [[Label(score=score, label=label) for score, label in of_row] for of_row in self.best(examples, top_k)]
+    labels = self.labels_of("pair", task, pairs, [text for _, text in rows], top_k)
     return labels if many else labels[0]
 
 # %% ../nbs/65_predictor.ipynb #in-pixels
