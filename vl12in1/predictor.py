@@ -21,6 +21,7 @@ from .evaluation.predict import predict as predict_examples
 from .examples.batches import Examples, Sources, given_rows
 from .examples.text import AnswerVocabulary, Tokenizer
 from .model import CheckpointError, TwelveInOne
+from .model.interface import method_of
 from .regions import Regions, RegionStore
 from .regions.detector import read_picture
 from .tasks import TRAINABLE
@@ -153,14 +154,8 @@ class Predictor:
         model = TwelveInOne.from_pretrained(source, **options)
         return cls(model, regions, given, detector, machine, batch_size, source)
 
-# %% ../nbs/65_predictor.ipynb #method
-def method(function):
-    "Makes a function a method of `Predictor`."
-    setattr(Predictor, function.__name__, function)
-    return function
-
 # %% ../nbs/65_predictor.ipynb #task-for
-@method
+@method_of(Predictor)
 def task_for(self, head, task=None) -> str:
     "Name of the task to ask, of those that were learned: `task`, or the first of that head; ValueError if there is none."
     learned = {name: row["head"] for name, row in self.assets.tasks.items()}
@@ -173,7 +168,7 @@ def task_for(self, head, task=None) -> str:
     raise ValueError(f"the model has not learned {wanted}{of_head}; it learned {listed}")
 
 # %% ../nbs/65_predictor.ipynb #look
-@method
+@method_of(Predictor)
 def look(self, image) -> Regions:
     "The regions of an image: of its key, as they are given, or as the detector finds them. ValueError if there is no way."
     if isinstance(image, Regions): regions = image
@@ -191,7 +186,7 @@ def look(self, image) -> Regions:
     return regions
 
 # %% ../nbs/65_predictor.ipynb #look-at
-@method
+@method_of(Predictor)
 def look_at(self, image, boxes) -> Regions:
     "Regions that hold the `boxes` of an image (corners in pixels); ValueError for a box that nobody has described."
     boxes = np.asarray(boxes, np.float32)
@@ -225,7 +220,7 @@ def example_frame(images, texts, **columns) -> pd.DataFrame:
     return pd.DataFrame(dict(images=images, text=texts) | columns)
 
 # %% ../nbs/65_predictor.ipynb #examples-of
-@method
+@method_of(Predictor)
 def examples_of(self, task, images, texts) -> Examples:
     "Examples of a task: tuples of `images`, and a text for each."
     distinct = {key_of(image): image for shown in images for image in shown}
@@ -234,7 +229,7 @@ def examples_of(self, task, images, texts) -> Examples:
     return Examples(task, frame, Sources(detected, {}, self.tokenizer, self.vocabularies))
 
 # %% ../nbs/65_predictor.ipynb #examples-among
-@method
+@method_of(Predictor)
 def examples_among(self, task, images, texts, boxes) -> Examples:
     "Examples of a task that chooses among `boxes` (K, 4; corners in pixels), given for each of `images` and `texts`."
     if len(boxes) != len(images): raise ValueError(f"boxes for {len(boxes)} of {len(images)} questions: give a list of boxes for each")
@@ -246,7 +241,7 @@ def examples_among(self, task, images, texts, boxes) -> Examples:
     return Examples(task, frame, Sources(detected, given, self.tokenizer, self.vocabularies))
 
 # %% ../nbs/65_predictor.ipynb #best
-@method
+@method_of(Predictor)
 def best(self, examples, top_k) -> list[list[tuple[float, object]]]:
     "For each example the `top_k` alternatives that the head is most sure of, as (score, alternative)."
     check_top_k(top_k)
@@ -259,7 +254,7 @@ def best(self, examples, top_k) -> list[list[tuple[float, object]]]:
     return answers
 
 # %% ../nbs/65_predictor.ipynb #answer
-@method
+@method_of(Predictor)
 def answer(self, image, question, task=None, top_k: int = 5) -> list[Answer]:
     "The `top_k` answers to a question about an image, best first; for lists of either a list of such lists."
     rows, many = rows_of(image=image, question=question)
@@ -268,13 +263,13 @@ def answer(self, image, question, task=None, top_k: int = 5) -> list[Answer]:
     return answers if many else answers[0]
 
 # %% ../nbs/65_predictor.ipynb #entail
-@method
+@method_of(Predictor)
 def labels_of(self, head, task, images, texts, top_k) -> list[list[Label]]:
     "For each text and its tuple of `images` the `top_k` labels that the head is most sure of."
     examples = self.examples_of(self.task_for(head, task), images, texts)
     return [[Label(score=score, label=label) for score, label in of_row] for of_row in self.best(examples, top_k)]
 
-@method
+@method_of(Predictor)
 def entail(self, image, hypothesis, task=None, top_k: int = 3) -> list[Label]:
     "Contradiction, neutral or entailment: does a statement follow from an image? Lists as for `answer`."
     rows, many = rows_of(image=image, hypothesis=hypothesis)
@@ -282,7 +277,7 @@ def entail(self, image, hypothesis, task=None, top_k: int = 3) -> list[Label]:
     return labels if many else labels[0]
 
 # %% ../nbs/65_predictor.ipynb #verify
-@method
+@method_of(Predictor)
 def verify(self, images, statement, task=None, top_k: int = 2) -> list[Label]:
     "True or False: does a statement hold of two images, a tuple? Lists as for `answer`."
     rows, many = rows_of(images=images, statement=statement)
@@ -298,7 +293,7 @@ def in_pixels(box, regions) -> dict[str, float]:
     return {name: round(float(side * size), 1) for name, side, size in zip(("xmin", "ymin", "xmax", "ymax"), box, sizes)}
 
 # %% ../nbs/65_predictor.ipynb #ground
-@method
+@method_of(Predictor)
 def ground(self, image, phrase, boxes=None, task=None, top_k: int = 5) -> list[Place]:
     "The `top_k` boxes that an expression means, best first: of all regions of the image, or of `boxes` (corners in pixels)."
     rows, many = rows_of(image=image, phrase=phrase)
@@ -312,7 +307,7 @@ def ground(self, image, phrase, boxes=None, task=None, top_k: int = 5) -> list[P
     return places if many else places[0]
 
 # %% ../nbs/65_predictor.ipynb #match
-@method
+@method_of(Predictor)
 def match(self, images: list, captions: list, task=None) -> torch.Tensor:
     "How well every caption fits every image, (captions, images): numbers that mean something beside each other only."
     for name, values in dict(images=images, captions=captions).items():
@@ -328,7 +323,7 @@ def match(self, images: list, captions: list, task=None) -> torch.Tensor:
     return torch.cat(logits).view(len(captions), len(keys))
 
 # %% ../nbs/65_predictor.ipynb #find
-@method
+@method_of(Predictor)
 def find(self, caption, images: list | None = None, task=None, top_k: int = 5) -> list[Match]:
     "The `top_k` of `images` (all that have regions, unless given) that a caption fits best; for a list of captions a list of lists."
     check_top_k(top_k)
@@ -344,7 +339,7 @@ def find(self, caption, images: list | None = None, task=None, top_k: int = 5) -
     return matches if many else matches[0]
 
 # %% ../nbs/65_predictor.ipynb #predict-frame
-@method
+@method_of(Predictor)
 def predict(self, frame, task) -> pd.DataFrame:
     "`evaluation.predict` of an example frame of image keys and texts: a row per example, with the `prediction` in words."
     task = self.task_for(None, task)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..examples.batches import Examples
 from ..model import PRESETS, TwelveInOne, parameter_groups
+from ..model.interface import method_of
 from ..model.saving import Assets
 from ..tasks import TASKS, TRAINABLE
 from .balancing import InTurn, ScaledLosses
@@ -159,19 +160,13 @@ class Trainer:
             if self.iteration % self.config.checkpoint_every == 0 or self.iteration == self.config.iterations: self.save()
         return pd.DataFrame(self.history)
 
-# %% ../../nbs/57_trainer.ipynb #e5700008
-def _method(function):
-    "Makes a function a method of `Trainer`."
-    setattr(Trainer, function.__name__, function)
-    return function
-
 # %% ../../nbs/57_trainer.ipynb #set-rates
-@_method
+@method_of(Trainer)
 def set_rates(self, factor):
     "Learning rates of this iteration: those of the configuration times `factor`."
     for group, rate in zip(self.optimizer.param_groups, self.rates): group["lr"] = rate * factor
 
-@_method
+@method_of(Trainer)
 def descend(self, task, batch):
     "The gradient of one batch of one task, and what is to become of it."
     self.step.train()
@@ -183,7 +178,7 @@ def descend(self, task, batch):
     self.steps[task] += 1
 
 # %% ../../nbs/57_trainer.ipynb #validate
-@_method
+@method_of(Trainer)
 def validate(self):
     "Validate the tasks whose turn it is, tell the schedule, and write a line of history for each."
     last = self.iteration == self.config.iterations
@@ -201,7 +196,7 @@ def random_state(machine) -> list[torch.Tensor]:
     "State of the generators that dropout draws from."
     return [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if machine.device == "cuda" else [])
 
-@_method
+@method_of(Trainer)
 def save(self):
     "Write the checkpoint, in one move."
     path, state = self.folder / "checkpoint.pt", dict(
@@ -230,7 +225,7 @@ def differing(then, now) -> list[str]:
     return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
 
 # %% ../../nbs/57_trainer.ipynb #resume
-@_method
+@method_of(Trainer)
 def resume(self):
     "Continue from the folder's checkpoint if it belongs to this very run; otherwise begin, with a warning of what changed."
     path = self.folder / "checkpoint.pt"
