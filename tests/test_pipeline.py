@@ -372,9 +372,27 @@ def test_no_entry_of_the_grid_leans_on_another():
 def test_plots_and_artifacts_are_outputs(stages):
     made = {path for _, outs in stages.values() for path in outs}
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-    assert pipeline["plots"] and set(pipeline["plots"]) <= made
+    pictures = {plot for plot in pipeline["plots"] if isinstance(plot, str)}
+    curves = [curve for plot in pipeline["plots"] if isinstance(plot, dict) for curve in plot.values()]
+    tables = {table for curve in curves for table in curve["y"]}
+    assert pictures and tables and pictures | tables <= made
     for artifact in pipeline["artifacts"].values():
         assert any(artifact["path"] == path or artifact["path"].startswith(path + "/") for path in made), artifact
+
+
+def test_plots_show_every_task_from_data(dvc_copy, tmp_path):
+    copy = tmp_path / "study"
+    shutil.copytree(dvc_copy, copy)
+    shutil.copytree(ROOT / ".dvc/plots", copy / ".dvc/plots")
+    (copy / "reports").mkdir()
+    for name in ("figure_learning.csv", "figure_stop_and_go.csv"): shutil.copy(ROOT / "reports" / name, copy / "reports")
+    done = subprocess.run([sys.executable, "-m", "dvc", "plots", "show", "--json"], cwd=copy, capture_output=True, text=True, check=True)
+    plots = json.loads(done.stdout)["data"]
+    for name, y, models in (("learning curves", "score", {"single-task", "all-tasks"}), ("stop and go", "steps", {"all-tasks"})):
+        content = plots[name][0]["content"]
+        drawn = {(line["models"], line["task"]) for line in content["data"]["values"]}
+        assert drawn == {(model, task) for model in models for task in TASKS}
+        assert [content["spec"]["encoding"][axis]["field"] for axis in "xy"] == ["iteration", y]
 
 
 def test_scores_are_metrics_and_stages_are_written_once(dvc_copy):
