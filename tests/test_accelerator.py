@@ -5,7 +5,7 @@ import torch
 from toy import CPU
 from vl12in1.evaluation.predict import predict
 from vl12in1.examples.batches import Examples
-from vl12in1.examples.toy import toy_frames, toy_sources
+from vl12in1.toy import toy_frames, toy_sources
 from vl12in1.training.machine import Machine
 from vl12in1.training.schedules import DynamicStopAndGo, RoundRobin
 from vl12in1.training.trainer import Feed, Trainer, TrainingConfig, build_model

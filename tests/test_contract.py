@@ -136,7 +136,7 @@ def test_a_sixth_head_is_one_class_and_one_row(counting, tmp_path):
     from vl12in1.evaluation.predict import all_metrics, predict
     from vl12in1.evaluation.submissions import read_items, write_items
     from vl12in1.examples.batches import Examples
-    from vl12in1.examples.toy import RED, toy_colours, toy_sources
+    from vl12in1.toy import RED, toy_colours, toy_sources
     from vl12in1.model import TwelveInOne
     from vl12in1.training.schedules import RoundRobin
     from vl12in1.training.trainer import Feed, Trainer, TrainingConfig, build_model
