@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from vl12in1.study.claims import (CLAIMS, CONTENTS, WITH_G4, Claim, all_shared, contents, counted, images, judge, missing_text,
+from vl12in1.study.claims import (CLAIMS, REPORTS, WITH_G4, Claim, all_shared, counted, images, judge, list_of_reports, missing_text,
                                   models_of, readable_claims, ruling, seeds_used)
 from vl12in1.study.notebooks import code_view
 from vl12in1.study.results import Results
@@ -23,21 +23,21 @@ VERDICTS = ("holds", "does not hold", "not resolved")
 BETTER = Claim("More is better", "better", "at", "st_clean")
 
 
-def study(folder, shares, seeds=1, items=200):
-    "Results of runs of the grid that are right on a share of the items, run -> share; the same items are hard for all."
+def study(folder, fractions, seeds=1, items=200):
+    "Results of runs of the grid that are right on a fraction of the items, run -> fraction; the same items are hard for all."
     hard = {task: np.random.default_rng(i).random(items) for i, task in enumerate(TASKS)}
-    for run, share in shares.items():
-        scores = {(name, seed, task): hard[task] < share for name, own in Run.of(run, GRID[run]).tasks().items()
+    for run, fraction in fractions.items():
+        scores = {(name, seed, task): hard[task] < fraction for name, own in Run.of(run, GRID[run]).tasks().items()
                   for seed in range(seeds) for task in own}
         write_item_scores(folder / f"items/{run}.csv", scores)
         write_json(folder / f"runs/{run}.json", dict(run=run, data_name="made-up numbers", trained=[]))
     return Results(folder)
 
 
-def report(**shares):
-    "A report of consistency of 60 images, run -> share of the weight that is right twice, one seed."
+def report(**fractions):
+    "A report of consistency of 60 images, run -> fraction of the weight that is right twice, one seed."
     weight = [10] * 60
-    return dict(weight=weight, rows={run: dict(seed0=dict(sums=dict(both=[10 * share] * 60))) for run, share in shares.items()})
+    return dict(weight=weight, rows={run: dict(seed0=dict(sums=dict(both=[10 * fraction] * 60))) for run, fraction in fractions.items()})
 
 
 # --- the list
@@ -130,8 +130,8 @@ def test_a_missing_run_leaves_only_its_claims_open(tmp_path):
 
 
 def test_all_claims_with_a_p_are_one_family(tmp_path):
-    shares = {run: .5 + .01 * i for i, run in enumerate(sorted({run for claim in CLAIMS for run in (claim.a, claim.b)}))}
-    results, found = study(tmp_path, shares, items=40), report(at=.5, st_clean=.5, ft=.6)
+    fractions = {run: .5 + .01 * i for i, run in enumerate(sorted({run for claim in CLAIMS for run in (claim.a, claim.b)}))}
+    results, found = study(tmp_path, fractions, items=40), report(at=.5, st_clean=.5, ft=.6)
     together = judge(results, found)
     alone = [judge(results, found, [claim]).p.iloc[0] for claim in CLAIMS]
     assert [p if p is None else pytest.approx(p) for p in holm(alone)] == together.p.tolist()
@@ -149,8 +149,8 @@ def test_the_count(tmp_path):
 def test_contents_are_the_outputs_of_the_pipeline():
     outs = {out for stage in STAGES.values() for one in stage.get("outs", []) for out in (one if isinstance(one, dict) else [one])}
     made = {match[1] for out in outs if (match := re.fullmatch(r"reports/((?:table|figure)_\w+\.(?:md|png))", out))}
-    assert set(CONTENTS) == made
-    assert contents().count("\n") == len(CONTENTS) - 1 and all(what and len(what) < 120 for what in CONTENTS.values())
+    assert set(REPORTS) == made
+    assert list_of_reports().count("\n") == len(REPORTS) - 1 and all(what and len(what) < 120 for what in REPORTS.values())
 
 
 def test_missing_runs_are_named(tmp_path):
@@ -172,7 +172,7 @@ def test_the_index_lists_verdicts_and_missing_runs(tmp_path):
     text, numbers = page(tmp_path)
     assert text.rstrip().endswith("without scores: `vanilla`.") and "Measured on **made-up numbers**" in text
     assert "of 2 seed(s) per model" in text and "nothing is tuned" in text and "take\n– steps" in text
-    assert all(f"({name})" in text for name in CONTENTS)
+    assert all(f"({name})" in text for name in REPORTS)
     rows = {line.split(" | ")[0][2:]: line.rstrip(" |").split(" | ")[-1] for line in text.splitlines() if line.startswith("| ")}
     assert rows[CLAIMS[0].sentence] == "holds" and rows["Stop-and-go and task tokens help together"] == "not resolved"
     assert len(numbers.splitlines()) == 1 + len(CLAIMS) and numbers.startswith("claim,paper,a,b,on,seeds,difference,")

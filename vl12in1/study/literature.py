@@ -20,13 +20,21 @@ from ..tasks import TASKS
 
 # %% ../../nbs/78_literature.ipynb #published
 class Published(NamedTuple):
-    "A published number."
+    """A published number.
+
+    - `system`: the model it is about
+    - `task`: one of the twelve; None: the number is about the whole system
+    - `metric`: a task's own metric (`TASKS`), another one of it, or what else is counted
+    - `value`: percent, with the digits of the source
+    - `source`: where it was read; of a number that is not checked, where it should stand
+    - `checked`: whether it was read there
+    """
     system: str
-    task: str | None  # one of the twelve; None: it speaks of the whole system
-    metric: str       # a task's own metric (`TASKS`), another one of it, or what else is counted
-    value: str        # percent, with the digits of the source
-    source: str       # where it was read; of a number that is not checked, where it should stand
-    checked: bool     # whether it was found there
+    task: str | None
+    metric: str
+    value: str
+    source: str
+    checked: bool
 
 # %% ../../nbs/78_literature.ipynb #abstract
 ABSTRACT = "the paper's abstract"

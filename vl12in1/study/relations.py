@@ -34,7 +34,7 @@ def relative(pairs: list) -> Comparison:
 def with_and_alone(
     results: Results,  # the study's `Results`
     run: str,          # `pairs` or `triples`
-    group: str,        # whose task is asked for
+    group: str,        # a group, which stands for its task
     partners: tuple,   # the groups it was trained with
 ) -> tuple | None:
     "Cells (together, alone) of the task of `group`, with `partners` in `run` and in `st_clean`; None if there are none."

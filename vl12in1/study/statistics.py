@@ -79,7 +79,12 @@ def bootstrap_interval(
 
 # %% ../../nbs/74_statistics.ipynb #estimate
 class Estimate(NamedTuple):
-    "A mean score with its interval, in the unit of the scores, and the fewest seeds behind any of its tasks."
+    """A mean score with its interval, in the unit of the scores.
+
+    - `mean`: over tasks, of the means over seeds and items
+    - `low`, `high`: the ends of its interval
+    - `seeds`: the fewest seeds behind any of its tasks
+    """
     mean: float
     low: float
     high: float
@@ -117,7 +122,12 @@ def _flipped(differences: list, flips: int, rng) -> np.ndarray:
 
 # %% ../../nbs/74_statistics.ipynb #comparison
 class Comparison(NamedTuple):
-    "A mean difference with its interval, in the unit of the scores, and the p of a two-sided permutation test."
+    """A mean difference with its interval, in the unit of the scores.
+
+    - `mean`: over tasks, of the mean differences
+    - `low`, `high`: the ends of its interval
+    - `p`: of a two-sided permutation test
+    """
     mean: float
     low: float
     high: float

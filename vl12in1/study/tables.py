@@ -70,10 +70,10 @@ def scores_row(results: Results, run: str) -> dict:
 # %% ../../nbs/76_tables.ipynb #scores-table
 def compare(
     results: Results,  # of the study
-    run: str,          # whose difference is asked for
-    other: str,        # to which run
+    run: str,          # a run
+    other: str,        # the run it is compared with
 ) -> Comparison | None:
-    "Difference of two runs over the tasks that both have; None if there is no such task."
+    "Difference `run` - `other` over the tasks that both have; None if there is no such task."
     tasks, ours, theirs = side_by_side(results, run, other)
     return difference(ours, theirs) if tasks else None
 
