@@ -42,7 +42,7 @@ def frame_rule(task, splits, sources):
     for split in ("train", "val", "test"):
         frame = splits.get(split)
         if frame is None or not len(frame): yield f"{split}: no examples"
-        elif not any(set(columns) <= set(frame.columns) for columns in wanted):
+        elif not {"uid", "images", "text"} <= set(frame.columns) or not head.learnable(frame):
             yield f"{split}: columns {list(frame.columns)}, expected {' or '.join(map(str, wanted))}"
         else: yield from (f"{split}: {problem}" for problem in _examples_of(frame, head))
 

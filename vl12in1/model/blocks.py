@@ -28,12 +28,18 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(hidden, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
 
-    def project(self, x):
+    def project(self, x) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         "(N, L, hidden) -> query, key, value, each (N, heads, L, size / heads)."
         return self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
-    def forward(self, x, query, key, value, bias, maps=None):
-        "The rest of the block, (N, L, hidden) -> the same; appends its attention map (N, heads, L, keys) to `maps`."
+    def forward(self, x, query, key, value, bias, maps=None) -> torch.Tensor:
+        """The rest of the block: (N, L, hidden) -> (N, L, hidden), float.
+
+        - `x`: what the stream holds; `query`: of it, (N, heads, L, size / heads)
+        - `key`, `value`: of the stream that is asked, (N, heads, K, size / heads)
+        - `bias`: `attention_bias` of the stream that is asked, (N, 1, 1, K)
+        - `maps`: list to which the attention map (N, heads, L, K) is appended, if given
+        """
         if maps is not None: maps.append(attention_map(query, key, bias))
         context = F.scaled_dot_product_attention(
             query, key, value, attn_mask=bias, dropout_p=self.attention_dropout if self.training else 0.0)
@@ -103,7 +109,7 @@ class BlockEncoder(Encoder):
         return streams
 
     def forward(self, batch: Batch, attention=False, states=False) -> Encoded:
-        "Encodes the pairs of `batch`; fills `Encoded.attention` and `Encoded.image_states` if asked to."
+        "N pairs, or as many as `pairing` has rows -> `Encoded`; its `attention` and `image_states` are filled if asked for."
         meet = meeting(self.order)
         streams = self.embed(batch)
         biases = {stream: attention_bias(mask) for stream, mask in self.masks(batch).items()}

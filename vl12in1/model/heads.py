@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'TOKENS', 'Head', 'two_layers', 'AnswerHead', 'MatchHead', 'soft', 'GroundHead', 'LabelHead', 'EntailHead',
-           'PairHead', 'make_heads', 'TwelveInOne', 'tokens_per_head', 'with_tokens', 'with_task']
+           'PairHead', 'make_heads', 'TwelveInOne', 'tokens_per_head', 'with_tokens', 'tells_apart', 'with_task']
 
 # %% ../../nbs/44_heads.ipynb #61d8929a
 from dataclasses import replace
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..answers import ANSWER_METRICS
 from ..boxes import iou
 from .blocks import initialise
-from .interface import Batch, EncoderConfig, mask_of, pad
+from .interface import Batch, Encoded, EncoderConfig, mask_of, method_of, pad
 from .saving import SavedModel
 from ..tasks import TASKS
 
@@ -33,10 +33,11 @@ class Head(nn.Module):
     - `rows`: how many rows of a batch an example takes in training
     - `fast`: whether it learns at the heads' rate; else at the encoder's
     - `vocabulary`: whether it chooses among the answers of a vocabulary
-    - `labels`: what its labels are called, where it chooses among labels
+
+    Below, a batch has N rows of B examples, and the head chooses among C things.
     """
     columns: tuple[frozenset[str], ...] = ()
-    images, rows, fast, vocabulary, labels = 1, 1, True, False, ()
+    images, rows, fast, vocabulary = 1, 1, True, False
 
     def __init_subclass__(cls, kind=""):
         if kind: HEADS[kind] = cls
@@ -58,6 +59,18 @@ class Head(nn.Module):
         targets = cls.targets(examples, rows) if cls.learnable(examples.frame) else None
         return examples.pairs(np.repeat(rows, cls.images), images, targets=targets)
 
+    def logits(self, encoded, batch) -> torch.Tensor:
+        "What the head says of an `Encoded` batch: (B, C) float, the larger the surer; a user reads them by `confidences`."
+        raise NotImplementedError
+
+    def loss(self, logits, batch) -> torch.Tensor:
+        "What training descends: () float, nats, a mean over examples. Needs `batch.targets`."
+        raise NotImplementedError
+
+    def scores(self, logits, batch) -> torch.Tensor:
+        "How right each prediction is: (B,) float, 0 to 1. Needs `batch.targets`."
+        raise NotImplementedError
+
     def predict(self, logits, batch) -> torch.Tensor:
         "Numbers of what was chosen, (B,) int64."
         return logits.argmax(1)
@@ -67,30 +80,53 @@ class Head(nn.Module):
         "Batches of at most `size` examples that ask all of them, in order: yields (rows, batch)."
         return examples.batches(size)
 
-    def read(self, examples, outputs) -> dict[str, list]:
-        """What `outputs`, an iterable of (rows, batch, logits) for the batches of `questions`, say of the examples:
-        `prediction`, the number of the choice, and `score`, 1 if it is right, 0 if not, NaN where nobody knows."""
-        chosen, right = [], []
-        for rows, batch, logits in outputs:
-            chosen += self.predict(logits, batch).tolist()
-            right += self.judge(rows, batch, logits)
-        return dict(prediction=chosen, score=right)
+# %% ../../nbs/44_heads.ipynb #read
+@method_of(Head)
+def read(self, examples, outputs) -> dict[str, list]:
+    """What `outputs`, an iterable of (rows, batch, logits) for the batches of `questions`, say of the examples:
+    `prediction`, the number of the choice, and `score`, 1 if it is right, 0 if not, NaN where nobody knows."""
+    chosen, right = [], []
+    for rows, batch, logits in outputs:
+        chosen += self.predict(logits, batch).tolist()
+        right += self.judge(rows, batch, logits)
+    return dict(prediction=chosen, score=right)
 
-    def judge(self, rows, batch, logits) -> list[float]:
-        "Score of each of the rows, NaN where the batch has no targets."
-        return [np.nan] * len(rows) if batch.targets is None else self.scores(logits, batch).tolist()
+@method_of(Head)
+def judge(self, rows, batch, logits) -> list[float]:
+    "Score of each of the rows, NaN where the batch has no targets."
+    return [np.nan] * len(rows) if batch.targets is None else self.scores(logits, batch).tolist()
 
-    def alternatives(self, examples, rows, batch) -> list[list]:
-        "What each of the rows of the frame is a choice among, as a user reads it, in the order of the logits."
-        return [list(self.labels)] * len(rows)
+# %% ../../nbs/44_heads.ipynb #alternatives
+@method_of(Head)
+def alternatives(self, examples, rows, batch) -> list[list]:
+    "What each of the rows of the frame is a choice among, as a user reads it: B lists of C, in the order of the logits."
+    raise NotImplementedError
 
-    def confidences(self, logits) -> torch.Tensor:
-        "How sure the head is of each alternative, from 0 to 1: here each is a yes/no decision of its own."
-        return logits.sigmoid()
+@method_of(Head)
+def confidences(self, logits) -> torch.Tensor:
+    "How sure the head is of each alternative, (B, C), 0 to 1: here each is a yes/no decision of its own."
+    return logits.sigmoid()
 
-    def in_words(self, examples, predictions) -> list:
-        "Predictions of `read` as a user reads them."
-        return [self.labels[number] for number in predictions]
+@method_of(Head)
+def in_words(self, examples, predictions) -> list:
+    "Predictions of `read`, one per example, as a user reads them: here they are that already."
+    return list(predictions)
+
+# %% ../../nbs/44_heads.ipynb #checked
+def checked(examples, name, rows, is_right, expected) -> list:
+    "Values of the column `name` in those rows; ValueError that names the first example whose value is not as `expected`."
+    values = examples.column(name, rows)
+    for row, value in zip(rows, values):
+        if not is_right(value):
+            (uid,) = examples.column("uid", [row])
+            raise ValueError(f"{examples.task.name}, example {uid}: {name} {value}, expected {expected}")
+    return values
+
+def are_boxes(value) -> bool:
+    "Is it at least one box, each of four finite numbers?"
+    try: boxes = np.asarray(value, dtype=float)
+    except (TypeError, ValueError): return False
+    return boxes.ndim == 2 and boxes.shape[1] == 4 and len(boxes) > 0 and bool(np.isfinite(boxes).all())
 
 # %% ../../nbs/44_heads.ipynb #two-layers
 def two_layers(inputs: int, width: int, outputs: int) -> nn.Sequential:
@@ -106,32 +142,45 @@ class AnswerHead(Head, kind="answer"):
         super().__init__()
         self.classifier = two_layers(config.pooled_width, 2 * config.pooled_width, answers)
 
+    @staticmethod
+    def people(examples, rows) -> list[tuple[str, ...]]:
+        "What people answered in those rows; an empty tuple where nobody knows."
+        return checked(examples, "answers", rows, lambda answers: isinstance(answers, (tuple, list)), "a tuple of answers")
+
     @classmethod
     def targets(cls, examples, rows):
+        "Credit of each answer, (B, V) float32, 0 to 1."
         vocabulary = examples.sources.vocabularies[examples.task.vocabulary]
         targets = torch.zeros(len(rows), len(vocabulary))
-        for target, answers in zip(targets, examples.column("answers", rows)):
+        for target, answers in zip(targets, cls.people(examples, rows)):
             ids, scores = vocabulary.targets(answers)
             target[ids] = torch.tensor(scores)
         return targets
 
-    def logits(self, encoded, batch): return self.classifier(encoded.pooled)
-    def loss(self, logits, batch): return F.binary_cross_entropy_with_logits(logits, batch.targets) * logits.shape[1]
-    def scores(self, logits, batch): return batch.targets.gather(1, self.predict(logits, batch)[:, None])[:, 0]
+    def logits(self, encoded, batch):
+        "(B, V), from the pairs' vectors (B, pooled width)."
+        return self.classifier(encoded.pooled)
+
+    def loss(self, logits, batch):
+        "Cross-entropy, summed over V answers: ()."
+        return F.binary_cross_entropy_with_logits(logits, batch.targets) * logits.shape[1]
+
+    def scores(self, logits, batch):
+        "Credit of the chosen answer, (B,)."
+        return batch.targets.gather(1, self.predict(logits, batch)[:, None])[:, 0]
 
     def read(self, examples, outputs):
         "`prediction`: the answer in words; `score` by the metric of the task's row, NaN where people's answers are not known."
         words = examples.sources.vocabularies[examples.task.vocabulary].answers
         chosen = [words[number] for _, batch, logits in outputs for number in self.predict(logits, batch).tolist()]
         metric = ANSWER_METRICS[examples.task.metric]
-        people = examples.frame.answers if self.learnable(examples.frame) else [()] * len(chosen)
+        people = self.people(examples, range(len(chosen))) if self.learnable(examples.frame) else [()] * len(chosen)
         scores = [metric(answer, answers) if len(answers) else np.nan for answer, answers in zip(chosen, people)]
         return dict(prediction=chosen, score=scores)
 
     def alternatives(self, examples, rows, batch):
+        "The V answers, for each row."
         return [list(examples.sources.vocabularies[examples.task.vocabulary].answers)] * len(rows)
-
-    def in_words(self, examples, predictions): return list(predictions)
 
 # %% ../../nbs/44_heads.ipynb #matchhead
 class MatchHead(Head, kind="match"):
@@ -155,27 +204,21 @@ class MatchHead(Head, kind="match"):
         return examples.pairs(texts, images, targets=torch.zeros(len(rows), dtype=torch.long))
 
     def logits(self, encoded, batch):
+        "(N,) float32, a number for each pair, from their vectors (N, pooled width)."
         with torch.autocast(encoded.pooled.device.type, enabled=False):  # half precision would make ties, which cost recall
             return self.classifier(encoded.pooled.float())[:, 0]
 
-    def loss(self, logits, batch): return -logits.view(-1, 4).log_softmax(1)[:, 0].mean()
-    def predict(self, logits, batch): return logits.view(-1, 4).argmax(1)
-    def scores(self, logits, batch): return (self.predict(logits, batch) == 0).float()
+    def loss(self, logits, batch):
+        "Cross-entropy of the first of each four pairs, (N,) -> ()."
+        return -logits.view(-1, 4).log_softmax(1)[:, 0].mean()
 
-    @classmethod
-    def questions(cls, examples, size):
-        "Batches of at most `size` pairs, all captions with all images: yields (rows and columns of their scores, batch)."
-        keys = list(dict.fromkeys(key for (key,) in examples.images))
-        images = examples.pairs([0] * len(keys), keys)
-        tokens, lengths = pad(examples.tokens)
-        pairings = torch.cartesian_prod(lengths.argsort(stable=True), torch.arange(len(keys)))
-        for pairing in pairings.split(size):
-            texts, text = pairing[:, 0].unique(return_inverse=True)
-            shown, image = pairing[:, 1].unique(return_inverse=True)
-            yield pairing, replace(
-                images, tokens=tokens[texts, :lengths[texts].max()], text_lengths=lengths[texts],
-                features=images.features[shown], spatials=images.spatials[shown],
-                region_counts=images.region_counts[shown], pairing=torch.stack([text, image], 1))
+    def predict(self, logits, batch):
+        "Which of its four pairs each example is given to, (N,) -> (B,) int64."
+        return logits.view(-1, 4).argmax(1)
+
+    def scores(self, logits, batch):
+        "1 where that is the first, else 0: (N,) -> (B,)."
+        return (self.predict(logits, batch) == 0).float()
 
     def read(self, examples, outputs):
         """`prediction`: keys of the best images, best first; `score`: 1 if the caption's own outranks all others, else 0;
@@ -192,12 +235,57 @@ class MatchHead(Head, kind="match"):
         "(…, images), one row per caption: one of the images is right, as in training."
         return logits.softmax(-1)
 
-    def in_words(self, examples, predictions): return list(predictions)
+# %% ../../nbs/44_heads.ipynb #every-pair
+@method_of(MatchHead)
+@classmethod
+def questions(cls, examples, size):
+    "Batches of at most `size` pairs, all captions with all images: yields (rows and columns of their scores, batch)."
+    keys = list(dict.fromkeys(key for (key,) in examples.images))
+    images = examples.pairs([0] * len(keys), keys)
+    tokens, lengths = pad(examples.tokens)
+    pairings = torch.cartesian_prod(lengths.argsort(stable=True), torch.arange(len(keys)))
+    for pairing in pairings.split(size):
+        texts, text = pairing[:, 0].unique(return_inverse=True)
+        shown, image = pairing[:, 1].unique(return_inverse=True)
+        yield pairing, replace(
+            images, tokens=tokens[texts, :lengths[texts].max()], text_lengths=lengths[texts],
+            features=images.features[shown], spatials=images.spatials[shown],
+            region_counts=images.region_counts[shown], pairing=torch.stack([text, image], 1))
 
 # %% ../../nbs/44_heads.ipynb #soft
 def soft(overlap) -> np.ndarray:
     "Training target of an overlap: itself from one half upwards, 0 below."
     return np.where(overlap >= .5, overlap, 0)
+
+# %% ../../nbs/44_heads.ipynb #among-regions
+def among_regions(examples, rows, training) -> Batch:
+    "A choice among all regions. Targets (B, R) float32: overlap with the `box` of the example, if the frame has one."
+    images = [examples.images[row][0] for row in rows]
+    if "box" not in examples.frame: return examples.pairs(rows, images)
+    boxes = checked(examples, "box", rows, lambda box: are_boxes([box]), "four finite numbers")
+    batch = examples.pairs(rows, images, [[box] for box in boxes] if training else None)
+    overlap = np.stack([iou(places, [box])[:, 0] for places, box in zip(batch.spatials[..., :4].numpy(), boxes)])
+    return replace(batch, targets=torch.tensor(soft(overlap) if training else overlap, dtype=torch.float32))
+
+# %% ../../nbs/44_heads.ipynb #among-candidates
+def right_candidates(examples, rows) -> list[int]:
+    "Number of the right candidate of each of those rows, by their `label`."
+    labels = []
+    for row, boxes in zip(rows, examples.column("candidates", rows)):
+        numbers = range(len(boxes))
+        labels += checked(examples, "label", [row], numbers.__contains__, f"a number below {len(boxes)}, of a candidate")
+    return [int(label) for label in labels]
+
+def among_candidates(examples, rows, training) -> Batch:
+    "A choice among K `candidates`. Targets (B, K) float32: overlap with the right one, if the frame has a `label`."
+    images = [examples.images[row][0] for row in rows]
+    boxes = checked(examples, "candidates", rows, are_boxes, "at least one box of four finite numbers")
+    places, counts = pad([examples.first_given(key) + np.arange(len(given)) for key, given in zip(images, boxes)])
+    candidates = places.where(mask_of(counts, places.shape[1]), -1)
+    if "label" not in examples.frame: return examples.pairs(rows, images, boxes, candidates=candidates)
+    overlap = [iou(given, [given[right]])[:, 0] for given, right in zip(boxes, right_candidates(examples, rows))]
+    targets = pad([soft(of_example) for of_example in overlap])[0].float()
+    return examples.pairs(rows, images, boxes, candidates=candidates, targets=targets)
 
 # %% ../../nbs/44_heads.ipynb #groundhead
 class GroundHead(Head, kind="ground"):
@@ -209,40 +297,29 @@ class GroundHead(Head, kind="ground"):
         self.dropout, self.classifier = nn.Dropout(config.dropout), nn.Linear(config.image_width, 1)
 
     @classmethod
+    def learnable(cls, frame):
+        "Is there what the choice is judged by: the candidate's number among candidates, else the right box?"
+        return ("label" if "candidates" in frame else "box") in frame
+
+    @classmethod
     def batch(cls, examples, rows, rng=None):
         "Inputs and targets; the choice is among candidates where the task hands them over, among all regions otherwise."
-        build = cls._among_candidates if "candidates" in examples.frame else cls._among_regions
+        build = among_candidates if "candidates" in examples.frame else among_regions
         return build(examples, rows, rng is not None)
 
-    @classmethod
-    def _among_regions(cls, examples, rows, training):
-        images = [examples.images[row][0] for row in rows]
-        if not cls.learnable(examples.frame): return examples.pairs(rows, images)
-        boxes = examples.column("box", rows)
-        batch = examples.pairs(rows, images, [[box] for box in boxes] if training else None)
-        overlap = np.stack([iou(places, [box])[:, 0] for places, box in zip(batch.spatials[..., :4].numpy(), boxes)])
-        return replace(batch, targets=torch.tensor(soft(overlap) if training else overlap, dtype=torch.float32))
-
-    @classmethod
-    def _among_candidates(cls, examples, rows, training):
-        images, boxes = [examples.images[row][0] for row in rows], examples.column("candidates", rows)
-        places, counts = pad([examples.first_given(key) + np.arange(len(given)) for key, given in zip(images, boxes)])
-        candidates = places.where(mask_of(counts, places.shape[1]), -1)
-        if not cls.learnable(examples.frame): return examples.pairs(rows, images, boxes, candidates=candidates)
-        overlap = [iou(given, [given[label]])[:, 0] for given, label in zip(boxes, examples.column("label", rows))]
-        targets = pad([soft(of_example) for of_example in overlap])[0].float()
-        return examples.pairs(rows, images, boxes, candidates=candidates, targets=targets)
-
     def logits(self, encoded, batch):
+        "(B, R), from the regions' vectors (B, R, image width); (B, K) of the candidates. -10000 where padded."
         logits, mask = self.classifier(self.dropout(encoded.image))[..., 0], batch.region_mask
         if batch.candidates is not None:
             logits, mask = logits.gather(1, batch.candidates.clamp(min=0)), batch.candidates >= 0
         return logits.masked_fill(~mask, -10000.0)
 
     def loss(self, logits, batch):
+        "Cross-entropy, summed over regions or candidates: ()."
         return F.binary_cross_entropy_with_logits(logits, batch.targets, reduction="sum") / len(logits)
 
     def scores(self, logits, batch):
+        "1 where the choice is the right candidate, or a region that overlaps by more than one half, else 0: (B,)."
         chosen = self.predict(logits, batch)
         if batch.candidates is not None: return (chosen == batch.targets.argmax(1)).float()
         return (batch.targets.gather(1, chosen[:, None])[:, 0] > 0.5).float()
@@ -272,16 +349,31 @@ class GroundHead(Head, kind="ground"):
 
 # %% ../../nbs/44_heads.ipynb #labelhead
 class LabelHead(Head):
-    "Targets (B,) int64: numbers of `labels`. Logits (B, labels)."
-    columns = (frozenset({"label"}),)
+    "Targets (B,) int64: numbers of `labels`, what a class calls its choices. Logits (B, labels)."
+    columns, labels = (frozenset({"label"}),), ()
 
     @classmethod
-    def targets(cls, examples, rows): return torch.tensor(examples.column("label", rows))
+    def targets(cls, examples, rows):
+        "Numbers of the right labels, (B,) int64."
+        numbers = range(len(cls.labels))
+        right = checked(examples, "label", rows, numbers.__contains__, f"a number below {len(numbers)}: {', '.join(cls.labels)}")
+        return torch.tensor([int(label) for label in right])
 
     def loss(self, logits, batch):
+        "Cross-entropy, a mean over labels and examples: ()."
         return F.binary_cross_entropy_with_logits(logits, F.one_hot(batch.targets, logits.shape[1]).to(logits))
 
-    def scores(self, logits, batch): return (self.predict(logits, batch) == batch.targets).float()
+    def scores(self, logits, batch):
+        "1 where the label is the right one, else 0: (B,)."
+        return (self.predict(logits, batch) == batch.targets).float()
+
+    def alternatives(self, examples, rows, batch):
+        "All labels, for each row."
+        return [list(self.labels)] * len(rows)
+
+    def in_words(self, examples, predictions):
+        "Labels in place of their numbers."
+        return [self.labels[number] for number in predictions]
 
 # %% ../../nbs/44_heads.ipynb #entailhead
 class EntailHead(LabelHead, kind="entail"):
@@ -292,7 +384,9 @@ class EntailHead(LabelHead, kind="entail"):
         super().__init__()
         self.classifier = nn.Linear(config.pooled_width, 3)
 
-    def logits(self, encoded, batch): return self.classifier(encoded.pooled)
+    def logits(self, encoded, batch):
+        "(B, 3), from the pairs' vectors (B, pooled width)."
+        return self.classifier(encoded.pooled)
 
 # %% ../../nbs/44_heads.ipynb #pairhead
 class PairHead(LabelHead, kind="pair"):
@@ -303,7 +397,9 @@ class PairHead(LabelHead, kind="pair"):
         super().__init__()
         self.classifier = two_layers(2 * config.pooled_width, 2 * config.pooled_width, 2)
 
-    def logits(self, encoded, batch): return self.classifier(encoded.pooled.view(-1, 2 * encoded.pooled.shape[1]))
+    def logits(self, encoded, batch):
+        "(B, 2), from the vectors of each example's two pairs, (2 * B, pooled width)."
+        return self.classifier(encoded.pooled.view(-1, 2 * encoded.pooled.shape[1]))
 
 # %% ../../nbs/44_heads.ipynb #make-heads
 def make_heads(config, vocabularies) -> nn.ModuleDict:
@@ -335,11 +431,13 @@ class TwelveInOne(nn.Module, SavedModel):
 
     def settings(self): return dict(config=self.config.to_dict(), vocabularies=self.vocabularies)
 
-    def encode(self, batch, **looks):
+    def encode(self, batch, **looks) -> Encoded:
         "`Encoded` of a batch; `looks`: what else is asked of the encoder, attention or states."
         return self.encoder(self.encoder.with_row(batch), **looks)
 
-    def forward(self, batch): return self.head(batch.task).logits(self.encode(batch), batch).float()
+    def forward(self, batch: Batch) -> torch.Tensor:
+        "N pairs -> logits of the head of their task, float32: (B, choices), or (N,) where a pair is judged by itself (match)."
+        return self.head(batch.task).logits(self.encode(batch), batch).float()
 
 # %% ../../nbs/44_heads.ipynb #tokens-per-head
 def tokens_per_head() -> tuple[tuple[str, ...], ...]:
@@ -358,6 +456,11 @@ def with_tokens(model: TwelveInOne, rows) -> TwelveInOne:
     changed.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name != table}, strict=False)
     changed.assets = model.assets
     return changed
+
+# %% ../../nbs/44_heads.ipynb #tells-apart
+def tells_apart(rows, tasks) -> bool:
+    "Has each of the `tasks` a row to itself in a table of task tokens? `rows` as in `EncoderConfig.task_tokens`."
+    return {(task,) for task in tasks} <= set(rows)
 
 # %% ../../nbs/44_heads.ipynb #with-task
 def with_task(model: TwelveInOne, task, answers: int = 0) -> TwelveInOne:

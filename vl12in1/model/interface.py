@@ -152,7 +152,7 @@ class Encoder(nn.Module):
         self.rows = {task: row for row, tasks in enumerate(config.task_tokens) for task in tasks}
 
     def forward(self, batch: Batch, attention=False, states=False) -> Encoded:
-        "Encodes the pairs of `batch`; fills `Encoded.attention` and `Encoded.image_states` if asked to."
+        "N pairs -> `Encoded`, which says the shapes; its `attention` and `image_states` are filled if asked for."
         raise NotImplementedError
 
     def word_table(self) -> nn.Parameter:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .blocks import initialise
-from .interface import Batch, EncoderConfig
+from .interface import Batch, Encoded, EncoderConfig
 from .saving import SavedModel
 
 # %% ../../nbs/45_pretraining.ipynb #pretrainingbatch
@@ -55,7 +55,9 @@ class Transform(nn.Module):
         super().__init__()
         self.dense, self.norm = nn.Linear(width, width), nn.LayerNorm(width, eps=1e-12)
 
-    def forward(self, x): return self.norm(F.gelu(self.dense(x)))
+    def forward(self, x) -> torch.Tensor:
+        "(…, width) float -> the same shape."
+        return self.norm(F.gelu(self.dense(x)))
 
 # %% ../../nbs/45_pretraining.ipynb #wordhead
 class WordHead(nn.Module):
@@ -65,7 +67,9 @@ class WordHead(nn.Module):
         super().__init__()
         self.transform, self.bias = Transform(config.text_width), nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, x, table): return F.linear(self.transform(x), table, self.bias)
+    def forward(self, x, table) -> torch.Tensor:
+        "(…, text width) and the encoder's `word_table` (V, text width) -> (…, V) logits."
+        return F.linear(self.transform(x), table, self.bias)
 
 # %% ../../nbs/45_pretraining.ipynb #mean
 def mean(losses) -> torch.Tensor:
@@ -111,27 +115,38 @@ class Pretraining(nn.Module, SavedModel):
 
     def settings(self): return dict(config=self.config.to_dict(), classes=self.classes, region_target=self.region_target)
 
-    def encode(self, batch, **looks): return self.encoder(batch, **looks)
+    def encode(self, batch, **looks) -> Encoded:
+        "`Encoded` of N pictures with their captions; `looks`: what else is asked of the encoder."
+        return self.encoder(batch, **looks)
 
     def classify(self, text, image, pooled) -> PretrainingLogits:
-        "Outputs of the heads for any text, image and pooled vectors, (…, their width)."
+        "Float32 outputs of the heads for text, image and pooled vectors: (S, text width), (S', image width), (N, pooled width)."
         words = self.heads.words(text, self.encoder.word_table())
         return PretrainingLogits(words.float(), self.heads.regions(image).float(), self.heads.alignment(pooled).float())
 
-    def forward(self, batch):
+    def forward(self, batch: PretrainingBatch) -> PretrainingLogits:
+        "N pictures with their captions -> logits where something is asked: (S, vocabulary), (S', C) and (N, 2)."
         encoded = self.encode(batch)
         return self.classify(encoded.text[batch.words >= 0], encoded.image[batch.regions], encoded.pooled)
 
     def head(self, task): return self
 
     def losses(self, logits, batch) -> dict[str, torch.Tensor]:
-        "The three losses of a batch."
+        "The three losses of a batch, each a mean over what is asked: () float, nats, but for regions of target `features`."
         there, others = batch.contents[batch.regions], None
         if batch.negatives is not None: others = batch.contents.flatten(0, 1)[batch.negatives]
         return dict(words=word_loss(logits.words, batch.words),
                     regions=mean(REGION_LOSSES[self.region_target](logits.regions, there, others)),
                     alignment=F.cross_entropy(logits.alignment, batch.mismatched))
 
-    def loss(self, logits, batch): return sum(self.losses(logits, batch).values())
-    def scores(self, logits, batch): return (self.predict(logits, batch) == batch.mismatched).float()
-    def predict(self, logits, batch): return logits.alignment.argmax(1)
+    def loss(self, logits, batch) -> torch.Tensor:
+        "Their sum, ()."
+        return sum(self.losses(logits, batch).values())
+
+    def predict(self, logits, batch) -> torch.Tensor:
+        "1 where a caption is taken for another picture's, else 0: (N,) int64."
+        return logits.alignment.argmax(1)
+
+    def scores(self, logits, batch) -> torch.Tensor:
+        "1 where that is right, else 0: (N,) float."
+        return (self.predict(logits, batch) == batch.mismatched).float()

@@ -109,8 +109,9 @@ class TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.tasks = nn.Embedding(len(config.task_tokens), config.text_hidden) if config.task_tokens else None
 
-    def forward(self, tokens, task_row=None, segments=None):
-        "`task_row`: () int64, the row of the table of task tokens; `segments`: (N, T), all 0 unless given."
+    def forward(self, tokens, task_row=None, segments=None) -> torch.Tensor:
+        """(N, T) int64 word pieces -> (N, T, H) float, or (N, T + 1, H) with a task token. `task_row`: () int64, its row of the table;
+        `segments`: (N, T) int64, all 0 unless given."""
         segment = self.segments.weight[0] if segments is None else self.segments(segments)
         x = self.words(tokens) + self.positions.weight[:tokens.shape[1]] + segment
         if self.tasks is not None:
@@ -129,7 +130,8 @@ class ImageEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(config.image_hidden, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, features, spatials):
+    def forward(self, features, spatials) -> torch.Tensor:
+        "(N, R, D) float features and (N, R, 5) corners and areas, fractions of the picture -> (N, R, H) float."
         return self.dropout(self.norm(self.features(features) + self.locations(spatials)))
 
 # %% ../../nbs/42_vilbert.ipynb #layer-order
@@ -168,13 +170,15 @@ class ViLBERT(BlockEncoder):
         self.apply(partial(initialise, deviation=c.initializer_range))
 
     def embed(self, batch) -> dict[str, torch.Tensor]:
-        "The streams before the first layer."
+        "The streams before the first layer: text (N, T, text_hidden), or T + 1 with a task token; image (N, R, image_hidden)."
         return {"text": self.text_embeddings(batch.tokens, batch.task_row, batch.segments),
                 "image": self.image_embeddings(batch.features, batch.spatials)}
 
-    def word_table(self) -> nn.Parameter: return self.text_embeddings.words.weight
+    def word_table(self) -> nn.Parameter:
+        "(vocab_size, text_hidden)."
+        return self.text_embeddings.words.weight
 
-    def blocks(self, kind, number):
+    def blocks(self, kind, number) -> dict[str, Block]:
         "The block of each stream that the layer changes."
         if kind == "co": return self.co_layers[number]
         return {kind: getattr(self, f"{kind}_layers")[number]}
