@@ -164,8 +164,12 @@ def cell_boxes(centres: torch.Tensor) -> torch.Tensor:
     return STRIDE * torch.cat([middle - sides / 2, middle + sides / 2], dim=-1)
 
 # %% ../../nbs/33_detector.ipynb #find-boxes
-def find_boxes(centres: torch.Tensor, sizes, config: DetectorConfig) -> list[np.ndarray]:
-    "Best boxes of each picture, (n, 4) float32 in pixels, 1 <= n <= `config.boxes`; `sizes`: its (width, height)."
+def find_boxes(
+    centres: torch.Tensor,   # (B, 5, h, w): logit of a centre, log width, log height, x and y offset in each cell
+    sizes,                   # (width, height) of each picture
+    config: DetectorConfig,
+) -> list[np.ndarray]:
+    "Best boxes of each picture, (n, 4) float32 in pixels, 1 <= n <= `config.boxes`."
     logits = centres[:, 0]
     peaks = torch.where(F.max_pool2d(logits, 3, 1, 1) == logits, logits.sigmoid(), 0.).flatten(1)
     scores, cells = peaks.topk(min(4 * config.boxes, peaks.shape[1]))

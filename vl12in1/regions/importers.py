@@ -186,7 +186,11 @@ def _settings(intakes, given: bool) -> dict:
 # %% ../../nbs/32_importers.ipynb #rejections
 @dataclass
 class _Rejections:
-    "Images that were refused, and why. With `stop`, the first is a `StoreError` that says how to go on."
+    """Images that were refused, and why.
+
+    - `stop`: whether the first one is a `StoreError` that says how to go on
+    - `rows`: source, image and problem of each
+    """
     stop: bool
     rows: list = field(default_factory=list)
 
