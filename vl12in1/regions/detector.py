@@ -167,7 +167,7 @@ def cell_boxes(centres: torch.Tensor) -> torch.Tensor:
 def find_boxes(
     centres: torch.Tensor,   # (B, 5, h, w): logit of a centre, log width, log height, x and y offset in each cell
     sizes,                   # (width, height) of each picture
-    config: DetectorConfig,
+    config: DetectorConfig,  # how many boxes, and how much they may overlap
 ) -> list[np.ndarray]:
     "Best boxes of each picture, (n, 4) float32 in pixels, 1 <= n <= `config.boxes`."
     logits = centres[:, 0]
