@@ -49,15 +49,21 @@ def check_tasks(tasks, source):
                 raise CheckpointError(f"{source}: it learned {name!r} with {field} {row.get(field)!r}; in this version it is {here!r}")
 
 # %% ../nbs/65_predictor.ipynb #extractor
-def plain_extractor(name, settings) -> dict:
-    "A detector's record without what differs between detected and given boxes, as JSON holds it."
-    settings = {key: value for key, value in (settings or {}).items() if key != "boxes"}
-    return json.loads(json.dumps({"name": name, "settings": settings}))
+def plain_extractor(record, source) -> dict:
+    """A detector's record (name, settings) without what differs between detected and given boxes, as JSON holds it.
+    CheckpointError for a record that is none; `source` names it."""
+    settings = (record.get("settings") or {}) if isinstance(record, dict) else None
+    if not isinstance(settings, dict) or not isinstance(record.get("name"), str):
+        raise CheckpointError(f"{source}: `extractor` is not the name and the settings of a detector; get the file again")
+    settings = {key: value for key, value in settings.items() if key != "boxes"}
+    return json.loads(json.dumps({"name": record["name"], "settings": settings}))
 
-def check_extractor(record, other, source):
-    "ValueError if `other` (name, settings) is not the detector whose `record` a model keeps; nobody's record is not looked at."
-    if "extractor" not in record: return
-    learned, here = (plain_extractor(each["name"], each["settings"]) for each in (record["extractor"], other))
+# %% ../nbs/65_predictor.ipynb #check-extractor
+def check_extractor(regions, other, source, model="the model"):
+    """ValueError if `other`, a record, is not of the detector that a model's record of its `regions` names, CheckpointError if
+    that is none; a model without one is not asked. `source` and `model` name them."""
+    if "extractor" not in regions: return
+    learned, here = plain_extractor(regions["extractor"], f"{model}: origin.json"), plain_extractor(other, source)
     if learned != here:
         odd = sorted(key for key in learned["settings"].keys() | here["settings"].keys()
                      if learned["settings"].get(key) != here["settings"].get(key))
@@ -143,14 +149,15 @@ class Predictor:
         in_pair = isinstance(regions, (str, Path)) and (Path(regions) / "given").is_dir()
         self.regions, self.given = open_regions(regions), open_regions(regions if given is None and in_pair else given, "given")
         for store in (self.regions, self.given):
-            if hasattr(store, "manifest"): check_extractor(self.assets.regions, store.manifest["extractor"], store.folder)
+            if hasattr(store, "manifest"): check_extractor(self.assets.regions, store.manifest["extractor"], store.folder, source)
         if detector is not None:
             record = detector.record("detected")
-            check_extractor(self.assets.regions, dict(name=record["extractor"], settings=record.get("settings")), "the detector")
+            record = dict(name=record["extractor"], settings=record.get("settings"))
+            check_extractor(self.assets.regions, record, "the detector", source)
 
     @classmethod
     def from_pretrained(cls, source, regions=None, given=None, detector=None, machine=None, batch_size: int = 64, **options) -> "Predictor":
-        "Of a model's folder, or its name on the hub (`options`: revision, token, local_files_only …)."
+        "Of a model's folder, or its name on the hub; `options` are those of `TwelveInOne.from_pretrained`: revision, token …"
         model = TwelveInOne.from_pretrained(source, **options)
         return cls(model, regions, given, detector, machine, batch_size, source)
 
@@ -185,14 +192,19 @@ def look(self, image) -> Regions:
         raise ValueError(f"{len(regions.boxes)} boxes with {len(regions.features)} features: a region has one of each")
     return regions
 
-# %% ../nbs/65_predictor.ipynb #look-at
-@method_of(Predictor)
-def look_at(self, image, boxes) -> Regions:
-    "Regions that hold the `boxes` of an image (corners in pixels); ValueError for a box that nobody has described."
+# %% ../nbs/65_predictor.ipynb #as-boxes
+def as_boxes(boxes) -> np.ndarray:
+    "Boxes to choose among, corners in pixels, as an array (K, 4) float32; ValueError if they are none."
     boxes = np.asarray(boxes, np.float32)
     if not boxes.size: raise ValueError("no boxes to choose among; leave `boxes` out to choose among all regions")
     if boxes.shape[1:] != (4,) or not np.isfinite(boxes).all():
         raise ValueError(f"boxes of shape {boxes.shape}: give a list of boxes, each four numbers, xmin, ymin, xmax, ymax in pixels")
+    return boxes
+
+# %% ../nbs/65_predictor.ipynb #look-at
+@method_of(Predictor)
+def look_at(self, image, boxes) -> Regions:
+    "Regions that hold the `boxes` (K, 4) of an image, corners in pixels; ValueError for a box that nobody has described."
     by_key = isinstance(image, str) and image in self.regions
     if self.detector is not None and not by_key and not isinstance(image, Regions):
         return self.detector.describe([as_picture(image)], [boxes])[0]
@@ -221,24 +233,24 @@ def example_frame(images, texts, **columns) -> pd.DataFrame:
 
 # %% ../nbs/65_predictor.ipynb #examples-of
 @method_of(Predictor)
-def examples_of(self, task, images, texts) -> Examples:
-    "Examples of a task: tuples of `images`, and a text for each."
+def examples_of(self, task, images, texts, given=None, **columns) -> Examples:
+    "Examples of a task: tuples of `images`, and a text for each. `given`: image key -> regions of boxes that are handed over."
     distinct = {key_of(image): image for shown in images for image in shown}
     detected = {key: self.look(image) for key, image in distinct.items()}
-    frame = example_frame([tuple(map(key_of, shown)) for shown in images], texts)
-    return Examples(task, frame, Sources(detected, {}, self.tokenizer, self.vocabularies))
+    frame = example_frame([tuple(map(key_of, shown)) for shown in images], texts, **columns)
+    return Examples(task, frame, Sources(detected, given or {}, self.tokenizer, self.vocabularies))
 
 # %% ../nbs/65_predictor.ipynb #examples-among
 @method_of(Predictor)
 def examples_among(self, task, images, texts, boxes) -> Examples:
     "Examples of a task that chooses among `boxes` (K, 4; corners in pixels), given for each of `images` and `texts`."
     if len(boxes) != len(images): raise ValueError(f"boxes for {len(boxes)} of {len(images)} questions: give a list of boxes for each")
-    keys = [f"{key_of(image)} {row}" for row, image in enumerate(images)]
-    detected = dict(zip(keys, map(self.look, images)))
-    given = {key: self.look_at(image, among) for key, image, among in zip(keys, images, boxes)}
-    candidates = [to_fractions(np.asarray(among, float), given[key].width, given[key].height) for key, among in zip(keys, boxes)]
-    frame = example_frame([(key,) for key in keys], texts, candidates=[tuple(map(tuple, among.tolist())) for among in candidates])
-    return Examples(task, frame, Sources(detected, given, self.tokenizer, self.vocabularies))
+    boxes, keys = [as_boxes(among) for among in boxes], [key_of(image) for image in images]
+    of_image = {key: [among for owner, among in zip(keys, boxes) if owner == key] for key in dict.fromkeys(keys)}
+    given = {key: self.look_at(images[keys.index(key)], np.concatenate(handed_over)) for key, handed_over in of_image.items()}
+    fractions = [to_fractions(among, given[key].width, given[key].height) for key, among in zip(keys, boxes)]
+    candidates = [tuple(map(tuple, among.tolist())) for among in fractions]
+    return self.examples_of(task, [(image,) for image in images], texts, given, candidates=candidates)
 
 # %% ../nbs/65_predictor.ipynb #best
 @method_of(Predictor)
@@ -345,8 +357,13 @@ def predict(self, frame, task) -> pd.DataFrame:
     task = self.task_for(None, task)
     absent = sorted({"images", "text"} - set(frame.columns))
     if absent: raise ValueError(f"a frame without {', '.join(absent)}: it needs images (a tuple of keys for each row) and text")
-    unseen = sorted({key for keys in frame["images"] for key in keys if key not in self.regions})
+    keys = sorted({key for keys in frame["images"] for key in keys})
+    unseen = [key for key in keys if key not in self.regions]
     if unseen: raise ValueError(f"no regions are known of {len(unseen)} images, such as {unseen[0]!r}: give `regions` that have them")
+    chooses = "candidates" in frame and any("candidates" in columns for columns in self.model.head(task).columns)
+    undescribed = [key for key in keys if chooses and key not in self.given]
+    if undescribed: raise ValueError(f"candidates in {len(undescribed)} images that nobody has described, such as {undescribed[0]!r}: "
+                                     "hand over `given`, image key -> `Regions` of such boxes, when the predictor is made")
     sources = Sources(self.regions, self.given, self.tokenizer, self.vocabularies)
     if "uid" not in frame: frame = frame.assign(uid=[str(row) for row in range(len(frame))])
     examples = Examples(task, frame, sources)
