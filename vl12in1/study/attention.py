@@ -274,7 +274,7 @@ def _block_height(example: dict) -> float:
 
 
 def attention_figure(
-    examples: list,  # as `attention_example` made them, each with the file name of its `picture`
+    examples: list,  # results of `attention_example`, each with the file name of its `picture`
     folder,          # where the pictures lie
     title: str,      # of the figure
 ) -> Figure:
