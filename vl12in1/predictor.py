@@ -96,23 +96,40 @@ def as_picture(image) -> np.ndarray:
 
 # %% ../nbs/65_predictor.ipynb #results
 class Answer(TypedDict):
-    "An answer of the vocabulary, and how sure the model is of it."
+    """An answer to a question.
+
+    - `score`: how sure the model is of it, 0 to 1
+    - `answer`: one of the vocabulary
+    """
     score: float
     answer: str
 
 class Label(TypedDict):
-    "A label: of an entailment contradiction, neutral or entailment, of a statement about two images False or True."
+    """A label of a statement.
+
+    - `score`: how sure the model is of it, 0 to 1
+    - `label`: contradiction, neutral or entailment; of a statement about two images False or True
+    """
     score: float
     label: str
 
 class Place(TypedDict):
-    "A box (xmin, ymin, xmax, ymax in pixels) for an expression, which is its label."
+    """A box for an expression.
+
+    - `score`: how sure the model is of it, 0 to 1
+    - `label`: the expression
+    - `box`: `xmin`, `ymin`, `xmax`, `ymax` in pixels
+    """
     score: float
     label: str
     box: dict[str, float]
 
 class Match(TypedDict):
-    "An image for a caption: its key, or its number in the list that was given."
+    """An image for a caption.
+
+    - `score`: how sure the model is of it, 0 to 1
+    - `image`: its key, or its number in the list that was given
+    """
     score: float
     image: str | int
 
@@ -267,8 +284,14 @@ def best(self, examples, top_k) -> list[list[tuple[float, object]]]:
 
 # %% ../nbs/65_predictor.ipynb #answer
 @method_of(Predictor)
-def answer(self, image, question, task=None, top_k: int = 5) -> list[Answer]:
-    "The `top_k` answers to a question about an image, best first; for lists of either a list of such lists."
+def answer(
+    self,
+    image,                    # its key, a picture or `Regions`; or a list
+    question: str | list,     # about it; or a list
+    task: str | None = None,  # whose answers are chosen among; None: the first that was learned
+    top_k: int = 5,           # most answers
+) -> list[Answer]:
+    "The answers to a question about an image, best first; for lists of either a list of such lists."
     rows, many = rows_of(image=image, question=question)
     examples = self.examples_of(self.task_for("answer", task), [(image,) for image, _ in rows], [text for _, text in rows])
     answers = [[Answer(score=score, answer=word) for score, word in of_row] for of_row in self.best(examples, top_k)]
@@ -282,7 +305,13 @@ def labels_of(self, head, task, images, texts, top_k) -> list[list[Label]]:
     return [[Label(score=score, label=label) for score, label in of_row] for of_row in self.best(examples, top_k)]
 
 @method_of(Predictor)
-def entail(self, image, hypothesis, task=None, top_k: int = 3) -> list[Label]:
+def entail(
+    self,
+    image,                    # its key, a picture or `Regions`; or a list
+    hypothesis: str | list,   # a statement; or a list
+    task: str | None = None,  # None: the first that was learned
+    top_k: int = 3,           # most labels
+) -> list[Label]:
     "Contradiction, neutral or entailment: does a statement follow from an image? Lists as for `answer`."
     rows, many = rows_of(image=image, hypothesis=hypothesis)
     labels = self.labels_of("entail", task, [(image,) for image, _ in rows], [text for _, text in rows], top_k)
@@ -290,7 +319,13 @@ def entail(self, image, hypothesis, task=None, top_k: int = 3) -> list[Label]:
 
 # %% ../nbs/65_predictor.ipynb #verify
 @method_of(Predictor)
-def verify(self, images, statement, task=None, top_k: int = 2) -> list[Label]:
+def verify(
+    self,
+    images,                   # two, a tuple; or a list of tuples
+    statement: str | list,    # about both; or a list
+    task: str | None = None,  # None: the first that was learned
+    top_k: int = 2,           # most labels
+) -> list[Label]:
     "True or False: does a statement hold of two images, a tuple? Lists as for `answer`."
     rows, many = rows_of(images=images, statement=statement)
     pairs = [tuple(pair) if isinstance(pair, (tuple, list)) and len(pair) == 2 else None for pair, _ in rows]
@@ -306,8 +341,15 @@ def in_pixels(box, regions) -> dict[str, float]:
 
 # %% ../nbs/65_predictor.ipynb #ground
 @method_of(Predictor)
-def ground(self, image, phrase, boxes=None, task=None, top_k: int = 5) -> list[Place]:
-    "The `top_k` boxes that an expression means, best first: of all regions of the image, or of `boxes` (corners in pixels)."
+def ground(
+    self,
+    image,                    # its key, a picture or `Regions`; or a list
+    phrase: str | list,       # an expression; or a list
+    boxes=None,               # to choose among, (K, 4) corners in pixels, or a list of such; None: the regions of the image
+    task: str | None = None,  # None: the first that was learned
+    top_k: int = 5,           # most boxes
+) -> list[Place]:
+    "The boxes that an expression may mean, best first. Lists as for `answer`."
     rows, many = rows_of(image=image, phrase=phrase)
     images, texts, task = [image for image, _ in rows], [text for _, text in rows], self.task_for("ground", task)
     if boxes is None: examples = self.examples_of(task, [(image,) for image in images], texts)
@@ -320,7 +362,12 @@ def ground(self, image, phrase, boxes=None, task=None, top_k: int = 5) -> list[P
 
 # %% ../nbs/65_predictor.ipynb #match
 @method_of(Predictor)
-def match(self, images: list, captions: list, task=None) -> torch.Tensor:
+def match(
+    self,
+    images: list,             # keys, pictures or `Regions`
+    captions: list,           # texts
+    task: str | None = None,  # None: the first that was learned
+) -> torch.Tensor:
     "How well every caption fits every image, (captions, images): numbers that mean something beside each other only."
     for name, values in dict(images=images, captions=captions).items():
         if not isinstance(values, list) or not values: raise ValueError(f"{name} {values!r}: give a list with something in it")
@@ -336,8 +383,14 @@ def match(self, images: list, captions: list, task=None) -> torch.Tensor:
 
 # %% ../nbs/65_predictor.ipynb #find
 @method_of(Predictor)
-def find(self, caption, images: list | None = None, task=None, top_k: int = 5) -> list[Match]:
-    "The `top_k` of `images` (all that have regions, unless given) that a caption fits best; for a list of captions a list of lists."
+def find(
+    self,
+    caption: str | list,         # a text; or a list
+    images: list | None = None,  # to look among: keys, pictures or `Regions`; None: all that have regions
+    task: str | None = None,     # None: the first that was learned
+    top_k: int = 5,              # most images
+) -> list[Match]:
+    "The images that a caption fits best, best first; for a list of captions a list of such lists."
     check_top_k(top_k)
     images = list(self.regions.keys()) if images is None else images
     if not images: raise ValueError("no images to look among: give `images`, or `regions` that have some")
