@@ -91,7 +91,7 @@ def batch_rule(task, splits, sources):
 def _tiny(sources):
     "A small model for what `sources` hold."
     torch.manual_seed(0)
-    return build_model(sources, "miniature", text_layers=1, image_layers=1, text_connections=(0,), image_connections=(0,), dropout=0.)
+    return build_model(sources, "tiny")
 
 def model_rule(task, splits, sources):
     "Logits, loss and scores of the first examples."
