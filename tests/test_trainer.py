@@ -172,24 +172,25 @@ def test_nothing_to_learn_from_is_refused(tmp_path, split, change, words):
 NAN = float("nan")
 
 @pytest.mark.parametrize("task, change, words", [
-    ("snli_ve", dict(label=NAN), "snli_ve: example '0' has label nan"), ("vqa", dict(answers=NAN), "vqa: example '0' has answers nan"),
-    ("vqa", dict(answers=("yes", None)), "example '0' has answers"), ("refcoco", dict(box=(0., 0., NAN, 1.)), "refcoco: example '0' has box"),
-    ("snli_ve", dict(text=None), "example '0' has text None"), ("nlvr2", {}, "nlvr2: example '0' shows .*a tuple of the keys of 2"),
-    ("snli_ve", dict(images="coco:1"), "example '0' shows 'coco:1'"), ("snli_ve", dict(images=()), "example '0' shows ()"),
-    ("snli_ve", dict(images=(3,)), "example '0' shows"), ("snli_ve", dict(images=NAN), "example '0' shows nan")])
+    ("snli_ve", dict(label=NAN), "snli_ve, example 0: label nan, expected"), ("vqa", dict(answers=NAN), "vqa, example 0: answers nan"),
+    ("refcoco", dict(box=(0., 0., NAN, 1.)), "refcoco, example 0: box"),
+    ("snli_ve", dict(text=None), "snli_ve, example 0: text None, expected a string"),
+    ("nlvr2", {}, r"nlvr2, example 0: images \('coco:0',\), expected a tuple of image keys, 2"),
+    ("snli_ve", dict(images="coco:1"), "snli_ve, example 0: images 'coco:1'"), ("snli_ve", dict(images=()), r"example 0: images \(\)"),
+    ("snli_ve", dict(images=(3,)), "example 0: images"), ("snli_ve", dict(images=NAN), "example 0: images nan")])
 def test_an_impossible_example_is_named(tmp_path, task, change, words):
     shared = toy.sources(tmp_path)
     frame = toy.frames(shared).get(task, toy.frames(shared)["snli_ve"])["train"].reset_index(drop=True)
     for column, value in change.items():
         frame[column] = pd.Series([value, *frame[column].iloc[1:]], dtype=object)
-    with pytest.raises(ValueError, match=words): Examples(task, frame, shared)
+    with pytest.raises(ValueError, match=words): Examples(task, frame, shared).batch([0])
 
 
 @pytest.mark.parametrize("column", ["uid", "images", "text"])
 def test_an_absent_column_is_named(tmp_path, column):
     shared = toy.sources(tmp_path)
     frame = toy.frames(shared)["vqa"]["train"].drop(columns=column)
-    with pytest.raises(ValueError, match=f"vqa: a frame without {column}; every example needs uid, images, text"): Examples("vqa", frame, shared)
+    with pytest.raises(ValueError, match=f"vqa: a frame without {column}; every example needs"): Examples("vqa", frame, shared)
 
 
 def test_a_box_that_was_never_described_names_its_image(tmp_path):
