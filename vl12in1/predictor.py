@@ -246,7 +246,8 @@ def example_frame(images, texts, **columns) -> pd.DataFrame:
     "A frame of examples without targets: `images`, a tuple of keys for each; ValueError for a text that is none."
     for text in texts:
         if not isinstance(text, str): raise ValueError(f"text {text!r}: a question, caption, expression or statement is a string")
-    return pd.DataFrame(dict(images=images, text=texts) | columns)
+    uids = [str(row) for row in range(len(texts))]
+    return pd.DataFrame(dict(uid=uids, images=images, text=texts) | columns)
 
 # %% ../nbs/65_predictor.ipynb #examples-of
 @method_of(Predictor)
