@@ -12,7 +12,8 @@ from vl12in1.regions import Regions, RegionWriter
 from vl12in1.study.doctor import doctor, training_bytes
 
 STUDY = dict(profile="miniature", text=dict(word_pieces=1000), model=dict(preset="miniature"), curricula={}, seeds=dict(side=1),
-             runs={"at": dict(init="scratch", kind="multi")}, training=dict(common=dict(batch_fraction=.125)))
+             runs={"at": dict(init="scratch", kind="multi", seeds="side")},
+             training=dict(common=dict(batch_fraction=.125), multi={}))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from dvc.repo import Repo
 
 from vl12in1.study.notebooks import NotebookError, check_parameters, code_view, execute, main, settings
 from vl12in1.tasks import GROUPS, TASKS
-from vl12in1.training.runs import Run, parent
+from vl12in1.training.runs import Run, parent, read_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = sorted((ROOT / "nbs/study").glob("*.ipynb"))
@@ -188,6 +188,11 @@ def test_profiles_have_the_same_sections():
 RUNS = GRID["runs"] | GRID["curricula"]
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_grid_fits_every_profile(profile):
+    assert list(read_grid(GRID | PROFILES[profile])) == list(RUNS)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_an_entry_of_the_grid_is_a_run_that_can_begin(name):
     run = Run.of(name, RUNS[name])
@@ -195,7 +200,7 @@ def test_an_entry_of_the_grid_is_a_run_that_can_begin(name):
     assert all(run.kind in sizes["training"] and sizes["seeds"][run.seeds] > 0 for sizes in PROFILES.values())
     for tasks in run.tasks().values():
         assert tasks and set(tasks) <= set(TASKS)
-        if run.init in RUNS: assert parent(run, tasks, RUNS) in Run.of(run.init, RUNS[run.init]).tasks()
+        if run.init in RUNS: assert parent(run, tasks, read_grid(GRID | PROFILES["smoke"])) in Run.of(run.init, RUNS[run.init]).tasks()
 
 
 def test_the_grid_is_complete():
