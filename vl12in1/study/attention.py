@@ -62,7 +62,7 @@ def own_pairs(examples: Examples, rows) -> tuple:
 
 # %% ../../nbs/82_attention.ipynb #referred-boxes
 def referred_boxes(frame: pd.DataFrame) -> list:
-    "The box that each example refers to (fractions), None where nobody says."
+    "The box that each example refers to (fractions); None if the task refers to none."
     if "box" in frame: return frame.box.tolist()
     if "candidates" in frame: return [boxes[label] for boxes, label in zip(frame.candidates, frame.label)]
     return [None] * len(frame)

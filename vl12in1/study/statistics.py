@@ -135,7 +135,7 @@ class Comparison(NamedTuple):
 
 
 def _pairs(a, b) -> list:
-    "Cells of `a` and `b`, task by task; an error unless they speak of the same tasks and items."
+    "Cells of `a` and `b`, task by task; ValueError unless tasks and items are the same."
     a, b = _cells(a), _cells(b)
     if len(a) != len(b): raise ValueError(f"{len(a)} tasks against {len(b)}: need the same tasks in the same order")
     for task, (one, other) in enumerate(zip(a, b)):
