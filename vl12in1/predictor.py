@@ -225,9 +225,9 @@ def look_at(self, image, boxes) -> Regions:
     by_key = isinstance(image, str) and image in self.regions
     if self.detector is not None and not by_key and not isinstance(image, Regions):
         return self.detector.describe([as_picture(image)], [boxes])[0]
-    known = [self.look(image)] + ([self.given[image]] if by_key and image in self.given else [])
-    pool = replace(known[0], features=np.concatenate([each.features for each in known]),
-                   boxes=np.concatenate([each.boxes for each in known]), class_probs=None)
+    stored = [self.look(image)] + ([self.given[image]] if by_key and image in self.given else [])
+    pool = replace(stored[0], features=np.concatenate([each.features for each in stored]),
+                   boxes=np.concatenate([each.boxes for each in stored]), class_probs=None)
     try: given_rows(pool, to_fractions(boxes, pool.width, pool.height))
     except ValueError: raise ValueError("a box that is none of the image's regions, and that nobody described: give regions of "
                                         "such boxes as `given`, or the picture and a `detector`") from None
