@@ -121,7 +121,11 @@ def assets_of(examples, before: Assets) -> Assets:
 
 # %% ../../nbs/57_trainer.ipynb #e5700002
 class TrainingStep(nn.Module):
-    "`Batch` -> the loss of its task as it is to be descended, and as it is (a number without a gradient)."
+    """`Batch` -> the loss of its task as it is to be descended, and as it is.
+
+    - `model`: from batches to logits; its head knows the loss
+    - `balance`: what a task's loss weighs
+    """
 
     def __init__(self, model, balance):
         "`balance`: what a task's loss weighs, one of `training.balancing.LOSSES`."
@@ -129,17 +133,19 @@ class TrainingStep(nn.Module):
         self.model, self.balance = model, balance
 
     def forward(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        "Two scalars: the loss that is differentiated, balanced, and the head's own, without a gradient."
         loss = self.model.head(batch.task).loss(self.model(batch), batch)
         return self.balance(batch.task, loss), loss.detach()
 
 # %% ../../nbs/57_trainer.ipynb #trainer
 class Trainer:
-    "Trains `model` on the tasks of `feeds` in the order `schedule` asks for, and leaves its history and checkpoint in `folder`."
+    "Trains `model` on the tasks of `feeds` in the order `schedule` asks for, and leaves its checkpoint in `folder`."
 
     def __init__(self, model, feeds: dict[str, Feed], schedule, config, folder, identity=None, machine=None,
                  losses=None, gradients=None):
-        """`identity` is the `fingerprint` of what is being trained: a checkpoint of anything else is not continued. `losses` and
-        `gradients` balance the tasks, see `training.balancing`; the paper's ways unless given."""
+        """`identity` is the `fingerprint` of what is being trained: a checkpoint of anything else is not continued. Without one
+        nothing is compared, and a checkpoint in `folder` that was written without one is continued, whatever it was trained on.
+        `losses` and `gradients` balance the tasks, see `training.balancing`; the paper's ways unless given."""
         self.machine = machine or Machine.auto()
         self.model, self.feeds, self.schedule, self.config = model, feeds, schedule, config
         self.folder, self.identity = Path(folder), identity or {}
@@ -154,19 +160,27 @@ class Trainer:
         self.iteration, self.history = 0, []
         self.steps, self.losses = dict.fromkeys(feeds, 0), {task: [0., 0] for task in feeds}
 
-    def run(self) -> pd.DataFrame:
-        "Train to the end, from the last checkpoint if there is one; returns the history."
-        self.resume()
-        streams = {task: stream(feed.train, self.steps[task], self.machine.workers) for task, feed in self.feeds.items()}
-        for i in tqdm(range(self.iteration, self.config.iterations), initial=self.iteration,
-                      total=self.config.iterations, desc="+".join(self.feeds)[:40], mininterval=5):
-            self.set_rates(linear_warmup(i, self.config.iterations, self.config.warmup))
-            for task in self.schedule.tasks_at(i): self.descend(task, next(streams[task]))
-            self.gradients.end(self.optimizer)
-            self.iteration = i + 1
-            self.validate()
-            if self.iteration % self.config.checkpoint_every == 0 or self.iteration == self.config.iterations: self.save()
-        return pd.DataFrame(self.history)
+# %% ../../nbs/57_trainer.ipynb #e5700017
+@method_of(Trainer)
+def run(self) -> pd.DataFrame:
+    "Train to the end, from the last checkpoint if there is one. The history: a row for each validation of a task."
+    self.resume()
+    total = self.config.iterations
+    streams = {task: stream(feed.train, self.steps[task], self.machine.workers) for task, feed in self.feeds.items()}
+    name = "+".join(self.feeds)[:40]
+    for iteration in tqdm(range(self.iteration, total), initial=self.iteration, total=total, desc=name, mininterval=5):
+        self.iterate(iteration, streams)
+        if self.iteration % self.config.checkpoint_every == 0 or self.iteration == total: self.save()
+    return pd.DataFrame(self.history)
+
+@method_of(Trainer)
+def iterate(self, iteration, streams):
+    "One iteration: a step of each task that the schedule names, with the next batch of its stream, then validation."
+    self.set_rates(linear_warmup(iteration, self.config.iterations, self.config.warmup))
+    for task in self.schedule.tasks_at(iteration): self.descend(task, next(streams[task]))
+    self.gradients.end(self.optimizer)
+    self.iteration = iteration + 1
+    self.validate()
 
 # %% ../../nbs/57_trainer.ipynb #set-rates
 @method_of(Trainer)
