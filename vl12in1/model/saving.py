@@ -218,14 +218,15 @@ def read_assets(folder: Path) -> Assets:
 # %% ../../nbs/43_saving.ipynb #check-lengths
 def check_lengths(assets: Assets, settings: dict, folder: Path):
     "CheckpointError if a list of words is not as long as the table of words, or as its head is wide, by the model's `settings`."
-    widths = {f"answers_{name}.json": (assets.answers.get(name), width, f"the head answer_{name} has {width} outputs")
-              for name, width in settings.get("vocabularies", {}).items()}
-    if "config" in settings:
-        rows = settings["config"]["vocab_size"]
-        widths["vocab.txt"] = assets.pieces, rows, f"the table of words has {rows} rows"
-    for name, (words, width, table) in widths.items():
-        if words and len(words) != width:
-            raise CheckpointError(f"{folder / name}: {len(words)} entries, but {table}: not the files of one model")
+    def check(file, words, length, user):
+        if words and len(words) != length:
+            raise CheckpointError(f"{folder / file}: {len(words)} entries, but {user}: not the files of one model")
+
+    for name, width in settings.get("vocabularies", {}).items():
+        check(f"answers_{name}.json", assets.answers.get(name), width, f"the head answer_{name} has {width} outputs")
+    if "config" not in settings: return
+    rows = settings["config"]["vocab_size"]
+    check("vocab.txt", assets.pieces, rows, f"the table of words has {rows} rows")
 
 # %% ../../nbs/43_saving.ipynb #check-digests
 def check_digests(assets: Assets, folder: Path):
