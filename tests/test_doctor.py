@@ -110,6 +110,14 @@ def test_the_command_ends_with_one_line(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="vl12in1: "): main(["features", "nowhere", "store"])
 
 
+def test_a_folder_can_be_examined_outside_of_a_checkout(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["doctor", str(data)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{data}, outside of a checkout of the study" and sum(" present " in line for line in lines) == 13
+    assert not any(line.startswith(("memory ", "disk ")) for line in lines) and any(line.startswith("accelerator ") for line in lines)
+
+
 def test_leaks_decide_the_exit_status(data, tmp_path, capsys):
     with pytest.raises(SystemExit) as end: main(["leaks", str(data)])
     assert end.value.code == 1 and "learned from are" in capsys.readouterr().out

@@ -69,10 +69,10 @@ def settings() -> Settings:
     "`params.yaml` and the profile it names (`profiles/<profile>.yaml`); ValueError for what is wrong with them."
     grid = read_sections(root() / "params.yaml")
     check_names(grid)
-    profiles = {path.stem: path for path in sorted((root() / "profiles").glob("*.yaml"))}
-    if grid.get("profile") not in profiles:
-        raise ValueError(f"params.yaml: no profile {grid.get('profile')!r}; there are: {', '.join(profiles)}")
-    profile = profiles[grid["profile"]]
+    names = sorted(path.stem for path in (root() / "profiles").glob("*.yaml"))
+    if grid.get("profile") not in names:
+        raise ValueError(f"params.yaml: no profile {grid.get('profile')!r}; there are: {', '.join(names)}")
+    profile = root() / "profiles" / f"{grid['profile']}.yaml"
     sizes = read_sections(profile)
     if both := grid.keys() & sizes.keys():
         raise ValueError(f"{profile}: {sorted(both)} also stand in params.yaml; keep each key in one file")
