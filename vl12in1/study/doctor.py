@@ -28,7 +28,11 @@ from ..examples.text import AnswerVocabulary, Tokenizer
 
 # %% ../../nbs/80_doctor.ipynb #source
 class Source(NamedTuple):
-    "Who publishes a corpus, and on what terms."
+    """Who publishes a corpus.
+
+    - `address`: the page to get it from
+    - `licence`: its terms
+    """
     address: str
     licence: str
 
