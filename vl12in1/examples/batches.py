@@ -17,7 +17,7 @@ import torch
 from ..boxes import spatial_rows, to_fractions
 from .text import AnswerVocabulary, Tokenizer
 from ..model.heads import HEADS, Head
-from ..model.interface import Batch, pad
+from ..model.interface import Batch, method_of, pad
 from ..regions import Regions, RegionStore
 from ..tasks import TASKS, TRAINABLE
 
@@ -126,13 +126,6 @@ class Examples:
         self.images = self.frame.images.tolist()
         self._kept, self._room = {}, KEPT
 
-    def check_learnable(self):
-        "ValueError if there is nothing to learn from: no examples, or none of the targets that the head needs."
-        if not len(self): raise ValueError(f"{self.task.name}: a split without examples; give it some, or leave the task out")
-        if not self.head.columns or self.head.learnable(self.frame): return
-        needed = " or ".join(", ".join(sorted(names)) for names in self.head.columns)
-        raise ValueError(f"{self.task.name}: nothing can be learned from a frame without {needed}; it can only be predicted")
-
     def __len__(self): return len(self.frame)
 
     def column(self, name, rows) -> list: return [self.frame[name].iat[row] for row in rows]
@@ -155,21 +148,35 @@ class Examples:
         "Where negatives come from, found when it is first needed."
         return Pool(self)
 
-    def pairs(self, rows, images, boxes=None, **more) -> Batch:
-        "One row of the batch per text in `rows` and image key in `images`; `boxes` (optional) holds the boxes handed over for each."
-        boxes = boxes or [()] * len(images)
-        regions = [self.regions(key, tuple(map(tuple, given))) for key, given in zip(images, boxes)]
-        tokens, text_lengths = pad([self.tokens[row] for row in rows])
-        features, region_counts = pad([features for features, _ in regions])
-        spatials, _ = pad([spatials for _, spatials in regions])
-        return Batch(self.task.name, tokens, text_lengths, features, spatials, region_counts, **more)
+# %% ../../nbs/51_batches.ipynb #e510000c
+@method_of(Examples)
+def pairs(self, rows, images, boxes=None, **more) -> Batch:
+    "One row of the batch per text in `rows` and image key in `images`; `boxes` (optional) holds the boxes handed over for each."
+    boxes = boxes or [()] * len(images)
+    regions = [self.regions(key, tuple(map(tuple, given))) for key, given in zip(images, boxes)]
+    tokens, text_lengths = pad([self.tokens[row] for row in rows])
+    features, region_counts = pad([features for features, _ in regions])
+    spatials, _ = pad([spatials for _, spatials in regions])
+    return Batch(self.task.name, tokens, text_lengths, features, spatials, region_counts, **more)
 
-    def batch(self, rows, rng=None) -> Batch:
-        "Rows of the frame -> `Batch`. With a generator: as in training, with negatives drawn and soft targets cut at one half."
-        return self.head.batch(self, rows, rng)
+# %% ../../nbs/51_batches.ipynb #e510000e
+@method_of(Examples)
+def batch(self, rows, rng=None) -> Batch:
+    "Rows of the frame -> `Batch`. With a generator: as in training, with negatives drawn and soft targets cut at one half."
+    return self.head.batch(self, rows, rng)
 
-    def batches(self, size: int):
-        "All rows in order, in batches of at most `size` examples, as validation needs them: yields (rows, batch)."
-        for start in range(0, len(self), size):
-            rows = np.arange(start, min(start + size, len(self)))
-            yield rows, self.batch(rows)
+@method_of(Examples)
+def batches(self, size: int):
+    "All rows in order, in batches of at most `size` examples, as validation needs them: yields (rows, batch)."
+    for start in range(0, len(self), size):
+        rows = np.arange(start, min(start + size, len(self)))
+        yield rows, self.batch(rows)
+
+# %% ../../nbs/51_batches.ipynb #e5100010
+@method_of(Examples)
+def check_learnable(self):
+    "ValueError if there is nothing to learn from: no examples, or none of the targets that the head needs."
+    if not len(self): raise ValueError(f"{self.task.name}: a split without examples; give it some, or leave the task out")
+    if not self.head.columns or self.head.learnable(self.frame): return
+    needed = " or ".join(", ".join(sorted(names)) for names in self.head.columns)
+    raise ValueError(f"{self.task.name}: nothing can be learned from a frame without {needed}; it can only be predicted")
