@@ -12,7 +12,6 @@ from vl12in1.evaluation.contract import frame_rule
 from vl12in1.examples.batches import Examples
 from vl12in1.model import TwelveInOne, ViLBERTConfig
 from vl12in1.model.heads import HEADS, TOKENS, GroundHead, Head, LabelHead, with_tokens
-from vl12in1.tasks import TASKS
 from vl12in1.training.runs import Run, make_trainer, read_examples
 
 
