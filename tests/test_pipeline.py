@@ -195,7 +195,8 @@ def test_a_section_that_is_missing_is_named_by_whoever_needs_it(checkout, tmp_pa
     with pytest.raises(ValueError, match="no section 'seeds'"): read_grid(settings())
 
 
-@pytest.mark.parametrize("name", ["at@2", 2024, "my run", True, None, 1.5, "at.2", "", "scratch", "text_only", "pretrain_more", "größe", "-at"])
+@pytest.mark.parametrize("name", ["at@2", 2024, "my run", True, None, 1.5, "at.2", "", "scratch", "text_only", "pretrain_more", "größe",
+                                  "-at"])
 @pytest.mark.parametrize("section", ["runs", "curricula", "pretraining"])
 def test_names_that_stages_and_paths_cannot_have_are_refused(checkout, tmp_path, section, name):
     profile_files(tmp_path, dict(profile="small", **{section: {name: {}, "fine_2": {}}}), small={})

@@ -35,12 +35,13 @@ def scored(frame, predictions) -> tuple[pd.Series, list[tuple[str, ...]]]:
     known = predictions.score.notna().to_numpy()
     return predictions.score[known], frame.images[known].tolist()
 
-# %% ../../nbs/63a_measure.ipynb #measure-run
+# %% ../../nbs/63a_measure.ipynb #measured
 def measured(tests, predictions) -> dict[str, tuple]:
     "task -> official metrics, scores of items and the images of each, where answers are known. Both arguments: by task."
     official = {task: all_metrics(task, examples.frame, predictions[task]) for task, examples in tests.items()}
     return {task: (metrics, *scored(tests[task].frame, predictions[task])) for task, metrics in official.items() if metrics}
 
+# %% ../../nbs/63a_measure.ipynb #measure-run
 def tests_of(run, root) -> dict[str, Examples]:
     "task -> test items of each task of `run` whose corpus is in the study's folder `root`; a split may be empty."
     return {task: splits["test"] for task, splits in examples_of(run, root, ["test"]).items()}

@@ -50,6 +50,7 @@ def inputs_of(data, corpora, root) -> dict[str, Path]:
     code = {f"vl12in1/{part}": library / part for part in CODE}
     return frames | regions | code | {"word pieces and answers": root / "build/text"}
 
+# %% ../../nbs/58a_train.ipynb #identity
 def identity(entry, settings, begin, machine, inputs) -> dict[str, str]:
     """Fingerprint of everything that can change weights: what is trained (`entry`) and with which `settings` (fields of
     `TrainingConfig`), the folder of the weights it begins with, the machine's arithmetic, and `inputs`, name -> path."""
@@ -80,6 +81,7 @@ def examples_of(run, root, names) -> dict[str, dict[str, Examples]]:
     splits = splits_of(run, root)
     return read_examples(run, {task: {name: frames[name] for name in names} for task, frames in splits.items()}, sources)
 
+# %% ../../nbs/58a_train.ipynb #job
 @dataclass(frozen=True)
 class Job:
     """What all models of a run have in common, read once.
