@@ -282,7 +282,7 @@ def small_study(tmp_path):
     (tmp_path / "dvc.yaml").touch()
     shutil.copy(ROOT / "params.yaml", tmp_path)
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
-    for name in ("train", "test"):
+    for name in ("train", "test", "pretrain"):
         (tmp_path / "nbs/study").mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / f"nbs/study/{name}.ipynb", tmp_path / "nbs/study")
     return tmp_path
@@ -296,10 +296,12 @@ def test_a_slip_in_the_last_entry_is_found_before_anything_runs(small_study, mon
     assert "params.yaml: run 'anti_curriculum': schedule 'hardest_first' is not one of round_robin" in message and "\n" not in message
 
 
-@pytest.mark.parametrize("notebook", ["train", "test"])
-def test_a_run_that_there_is_not_is_no_key_error(small_study, monkeypatch, notebook):
+@pytest.mark.parametrize("notebook, complaint", [
+    ("train", "no run 'nosuch'; there are: st_all, st_clean"), ("test", "no run 'nosuch'; there are: st_all, st_clean"),
+    ("pretrain", "no pre-training 'nosuch'; there are: improved, original")])
+def test_a_run_that_there_is_not_is_no_key_error(small_study, monkeypatch, notebook, complaint):
     monkeypatch.chdir(small_study)
-    with pytest.raises(NotebookError, match="ValueError: params.yaml: no run 'nosuch'; there are: st_all, st_clean"):
+    with pytest.raises(NotebookError, match=f"ValueError: params.yaml: {complaint}"):
         execute(notebook, run="nosuch")
 
 
