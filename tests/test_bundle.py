@@ -1,5 +1,6 @@
 """A saved model is a folder that can be asked: its words, its tasks and its origin come back as they were, and no file beside
 the weights, whatever is in it, does more than be refused by its name."""
+import inspect
 import json
 import random
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
 
 import toy
 import vl12in1
@@ -148,6 +150,46 @@ def test_a_vocabulary_of_another_size_is_refused_with_both_numbers():
         TwelveInOne.from_pretrained(FOLDER)
 
 
+@pytest.mark.parametrize("path, change", [
+    (ANSWERS, lambda words: words[::-1]), (ANSWERS, lambda words: ["never", *words[1:]]), (VOCAB, lambda words: words[::-1])])
+def test_other_words_than_those_that_were_saved_are_refused(path, change):
+    "As many, all different, in another order or of another model."
+    task_model().save_pretrained(FOLDER)
+    if path == VOCAB: path.write_text("".join(f"{word}\n" for word in change(path.read_text().splitlines())))
+    else: path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(CheckpointError, match=f"^{path}: not the words that were saved, or not in their order"):
+        TwelveInOne.from_pretrained(FOLDER)
+
+
+def test_the_same_words_written_otherwise_are_the_same():
+    task_model().save_pretrained(FOLDER)
+    ANSWERS.write_text(json.dumps(json.loads(ANSWERS.read_text()), indent=4))
+    assert TwelveInOne.from_pretrained(FOLDER).assets == ASSETS
+
+
+def test_a_folder_without_digests_opens_as_before():
+    task_model().save_pretrained(FOLDER)
+    origin = json.loads(ORIGIN.read_text())
+    assert set(origin.pop("words")) == {"vocab.txt", "answers_vqa.json", "answers_gqa.json"}
+    ORIGIN.write_text(json.dumps(origin))
+    ANSWERS.write_text(json.dumps(["no", "yes", "ein Bär"]))
+    assert TwelveInOne.from_pretrained(FOLDER).assets == replace(ASSETS, answers=ASSETS.answers | {"vqa": ("no", "yes", "ein Bär")})
+
+
+@pytest.mark.parametrize("option", ["nosuch", "allow_patterns", "repo_type", "vocabularies"])
+def test_options_that_the_hub_does_not_have_are_refused(option):
+    task_model().save_pretrained(FOLDER)
+    with pytest.raises(TypeError, match=f"no option {option!r}; there are revision, token"):
+        TwelveInOne.from_pretrained(FOLDER, **{option: 1})
+
+
+def test_options_of_the_hub_are_those_of_its_mixin():
+    "What the mixin's own `from_pretrained` takes, and nothing that downloading does not."
+    mixin, download = (inspect.signature(function).parameters for function in (ModelHubMixin.from_pretrained, snapshot_download))
+    assert set(saving.HUB_OPTIONS) == {name for name, parameter in mixin.items() if parameter.kind == parameter.KEYWORD_ONLY}
+    assert set(saving.HUB_OPTIONS) <= set(download)
+
+
 def test_another_class_is_refused():
     task_model().save_pretrained(FOLDER)
     with pytest.raises(CheckpointError, match="config.json: the model is a 'TwelveInOne', not a 'Pretraining'"):
@@ -161,7 +203,8 @@ BROKEN = {"empty": b"", "no JSON": b"{", "not UTF-8": b"\xff\xfe", "a number": b
 WRONG_ANSWERS = {"an object": {"yes": 0}, "numbers": [1, 2, 3], "twice": ["yes", "no", "yes"], "nested": [["yes"], "no", "maybe"]}
 WRONG_ORIGINS = {"a list": [], "more": {"tasks": {}, "weights": {}}, "tasks a list": {"tasks": ["vqa"]},
                  "a task a word": {"tasks": {"vqa": "answer"}}, "regions a word": {"regions": "detector"},
-                 "data null": {"data": None}, "a constructor": {"pieces": ["a"]}, "a method": {"__class__": {}}}
+                 "data null": {"data": None}, "words a list": {"words": []},
+                 "a constructor": {"pieces": ["a"]}, "a method": {"__class__": {}}}
 
 
 def refused(path, content):
@@ -202,7 +245,7 @@ def test_files_are_read_up_to_a_size_that_none_needs(path, monkeypatch):
 
 @pytest.mark.parametrize("path", [VOCAB, ANSWERS, ORIGIN, CONFIGURATION], ids=lambda path: path.name)
 def test_one_changed_byte(path):
-    "An error that names the file, or words that are words: never another exception, and nothing is written."
+    "An error that names the file, or the words that were saved: never another exception, and nothing is written."
     task_model().save_pretrained(FOLDER)
     raw, generator, outcomes = path.read_bytes(), random.Random(0), Counter()
     files = sorted(Path().rglob("*"))
@@ -214,10 +257,10 @@ def test_one_changed_byte(path):
             assert "folder/" in str(error)
             outcomes["refused"] += 1
         else:
-            assert len(assets.pieces) == 13 and len(assets.answers["vqa"]) == 3
+            assert (assets.pieces, assets.answers) == (ASSETS.pieces, ASSETS.answers)
             outcomes["read"] += 1
         assert sorted(Path().rglob("*")) == files
-    assert outcomes["refused"] and (outcomes["read"] or path == CONFIGURATION), outcomes
+    assert outcomes["refused"] and (outcomes["read"] or path != ORIGIN), outcomes
 
 
 @pytest.mark.parametrize("layers", [10 ** 9, 2 ** 70])

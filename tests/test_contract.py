@@ -151,7 +151,7 @@ def test_a_sixth_head_is_one_class_and_one_row(counting, tmp_path):
     frames["test"] = pictures(range(4))  # what was learnt
     with pytest.raises(TaskError, match="train and test share"): check_task("counting", frames, sources)
     torch.manual_seed(0)
-    model = build_model(sources, "miniature", text_layers=1, image_layers=1, text_connections=(0,), image_connections=(0,), dropout=0.)
+    model = build_model(sources, "tiny")
     config = TrainingConfig(60, 1e-2, 1e-2)
     feeds = {"counting": Feed.of("counting", frames, sources, config)}
     Trainer(model, feeds, RoundRobin(feeds), config, tmp_path / "run", machine=CPU).run()

@@ -12,7 +12,8 @@ from vl12in1.regions import Regions, RegionWriter
 from vl12in1.study.doctor import doctor, training_bytes
 
 STUDY = dict(profile="miniature", text=dict(word_pieces=1000), model=dict(preset="miniature"), curricula={}, seeds=dict(side=1),
-             runs={"at": dict(init="scratch", kind="multi")}, training=dict(common=dict(batch_fraction=.125)))
+             runs={"at": dict(init="scratch", kind="multi", seeds="side")},
+             training=dict(common=dict(batch_fraction=.125), multi={}))
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,14 @@ def test_the_command_ends_with_one_line(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="vl12in1: .*no corpus there"): main(["leaks", "data"])
     with pytest.raises(SystemExit, match="vl12in1: .*no complete region store"): main(["verify", "store"])
     with pytest.raises(SystemExit, match="vl12in1: "): main(["features", "nowhere", "store"])
+
+
+def test_a_folder_can_be_examined_outside_of_a_checkout(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["doctor", str(data)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{data}, outside of a checkout of the study" and sum(" present " in line for line in lines) == 13
+    assert not any(line.startswith(("memory ", "disk ")) for line in lines) and any(line.startswith("accelerator ") for line in lines)
 
 
 def test_leaks_decide_the_exit_status(data, tmp_path, capsys):

@@ -176,6 +176,33 @@ def test_importing_the_library_costs_next_to_nothing():
     assert median(map(float, seconds)) < .3 and set(torch) == {"False"}
 
 
+# --- docstrings
+
+def undescribed(source):
+    "Fields of public dataclasses, named tuples and typed dictionaries that the docstring of their class does not name."
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ClassDef) or node.name.startswith("_"): continue
+        has_fields = any(re.search(r"\b(?:dataclass|NamedTuple|TypedDict)\b", ast.unparse(kind))
+                         for kind in node.decorator_list + node.bases)
+        named = re.findall(r"`(\w+)`", ast.get_docstring(node) or "")
+        for field in node.body if has_fields else ():
+            if isinstance(field, ast.AnnAssign) and field.target.id not in named: yield f"{node.name}.{field.target.id}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_help_describes_every_field(path):
+    assert list(undescribed(path.read_text())) == []
+
+
+@pytest.mark.parametrize("kind", ["@dataclass\nclass Run:", "@dataclass(frozen=True)\nclass Run:", "class Run(NamedTuple):",
+                                  "class Run(TypedDict, total=False):"])
+def test_a_field_with_a_trailing_comment_alone_is_found(kind):
+    fields = "    seeds: int = 1  # how many\n    tasks: tuple = ()  # which\n"
+    assert list(undescribed(f'{kind}\n    "A run of `tasks`."\n{fields}')) == ["Run.seeds"]
+    assert list(undescribed(f'{kind}\n{fields}')) == ["Run.seeds", "Run.tasks"]
+    assert list(undescribed(f'{kind}\n    "A run.\\n\\n- `seeds`: how many\\n- `tasks`: which"\n{fields}')) == []
+
+
 # --- committed notebooks
 
 def dirt(notebook: dict):

@@ -16,9 +16,11 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
+from vl12in1.command import main as tools
+from vl12in1.study import experiment, parallel
 from vl12in1.study.notebooks import NotebookError, check_parameters, code_view, execute, main, settings
 from vl12in1.tasks import GROUPS, TASKS
-from vl12in1.training.runs import Run, parent
+from vl12in1.training.runs import Run, parent, read_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = sorted((ROOT / "nbs/study").glob("*.ipynb"))
@@ -166,7 +168,35 @@ def test_ambiguous_or_unknown_settings_are_errors(checkout, tmp_path, grid, comp
     with pytest.raises(ValueError, match=complaint): settings()
 
 
-@pytest.mark.parametrize("name", ["at@2", 2024, "my run", "at.2", "", "scratch", "text_only", "pretrain_more", "größe", "-at"])
+@pytest.mark.parametrize("file, text, complaint", [
+    ("params.yaml", "profile: small\nruns: {at: [}\n", r"params.yaml, line 2: no YAML"),
+    ("params.yaml", "profile: small\n\truns: {}\n", r"params.yaml, line 2: no YAML"),
+    ("params.yaml", "profile: small\nruns:\n  at: {init: \x01}\n", r"params.yaml: no YAML"),
+    ("params.yaml", "profile: small\nruns:\n", r"params.yaml: runs holds None: .* \{\} for none"),
+    ("params.yaml", "profile: small\nruns: [at, st]\ncurricula: at\n", r"params.yaml: runs holds \['at', 'st'\]; curricula holds 'at'"),
+    ("params.yaml", "", r"params.yaml: holds None where sections"), ("params.yaml", "- runs\n", r"params.yaml: holds \['runs'\]"),
+    ("params.yaml", "runs: {}\n", "no profile None; there are: small"),
+    ("params.yaml", "profile: ../profiles/small\nruns: {}\n", "no profile '../profiles/small'; there are: small"),
+    ("params.yaml", "profile: [small]\nruns: {}\n", r"no profile \['small'\]; there are: small"),
+    ("profiles/small.yaml", "world: {seed: 1\ntraining: {}\n", r"small.yaml, line 2: no YAML"),
+    ("profiles/small.yaml", "training:\nseeds: 3\n", r"small.yaml: training holds None; seeds holds 3"),
+    ("profiles/small.yaml", "", r"small.yaml: holds None where sections")])
+def test_a_file_that_cannot_be_read_is_named(checkout, tmp_path, file, text, complaint):
+    profile_files(tmp_path, dict(profile="small", runs={}), small=dict(world=dict(seed=1)))
+    (tmp_path / file).write_text(text)
+    with pytest.raises(ValueError, match=complaint): settings()
+
+
+def test_a_section_that_is_missing_is_named_by_whoever_needs_it(checkout, tmp_path):
+    profile_files(tmp_path, dict(profile="small", runs={}), small=dict(world=dict(seed=1)))
+    for section in ("training", "curricula"):
+        with pytest.raises(ValueError, match=f"no section '{section}', neither in params.yaml nor in profiles/small.yaml"):
+            settings()[section]
+    with pytest.raises(ValueError, match="no section 'seeds'"): read_grid(settings())
+
+
+@pytest.mark.parametrize("name", ["at@2", 2024, "my run", True, None, 1.5, "at.2", "", "scratch", "text_only", "pretrain_more", "größe",
+                                  "-at"])
 @pytest.mark.parametrize("section", ["runs", "curricula", "pretraining"])
 def test_names_that_stages_and_paths_cannot_have_are_refused(checkout, tmp_path, section, name):
     profile_files(tmp_path, dict(profile="small", **{section: {name: {}, "fine_2": {}}}), small={})
@@ -188,6 +218,11 @@ def test_profiles_have_the_same_sections():
 RUNS = GRID["runs"] | GRID["curricula"]
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_grid_fits_every_profile(profile):
+    assert list(read_grid(GRID | PROFILES[profile])) == list(RUNS)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_an_entry_of_the_grid_is_a_run_that_can_begin(name):
     run = Run.of(name, RUNS[name])
@@ -195,7 +230,7 @@ def test_an_entry_of_the_grid_is_a_run_that_can_begin(name):
     assert all(run.kind in sizes["training"] and sizes["seeds"][run.seeds] > 0 for sizes in PROFILES.values())
     for tasks in run.tasks().values():
         assert tasks and set(tasks) <= set(TASKS)
-        if run.init in RUNS: assert parent(run, tasks, RUNS) in Run.of(run.init, RUNS[run.init]).tasks()
+        if run.init in RUNS: assert parent(run, tasks, read_grid(GRID | PROFILES["smoke"])) in Run.of(run.init, RUNS[run.init]).tasks()
 
 
 def test_the_grid_is_complete():
@@ -216,6 +251,58 @@ def test_the_grid_is_complete():
 def test_an_ablation_changes_what_it_says_and_nothing_else(name, changed):
     ablation, whole = (asdict(Run.of(key, RUNS[key])) for key in (name, "at"))
     assert {field for field in whole if ablation[field] != whole[field]} - {"seeds"} == changed
+
+
+# --- what goes wrong ends in one line
+
+def ending(monkeypatch, folder, command, *arguments):
+    "What the main function of a module leaves the interpreter with, called in a folder: a message (exit status 1) or a number."
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as end: command(list(arguments))
+    return end.value.code
+
+
+@pytest.mark.parametrize("command, arguments", [
+    (main, ["views"]), (main, ["run", "world"]), (parallel.main, []), (parallel.main, ["--tables"]),
+    (experiment.main, ["train", "at"]), (experiment.main, ["test", "at"]), (tools, ["doctor"])])
+def test_outside_of_a_checkout_a_command_ends_in_one_line(tmp_path, monkeypatch, command, arguments):
+    message = ending(monkeypatch, tmp_path, command, *arguments)
+    assert "start this inside a checkout" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("command, arguments", [(main, ["veiws"]), (parallel.main, ["--sheets"]), (experiment.main, ["train"])])
+def test_a_command_that_is_none_is_a_matter_of_usage(tmp_path, monkeypatch, capsys, command, arguments):
+    assert ending(monkeypatch, tmp_path, command, *arguments) == 2
+    assert "usage: " in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_study(tmp_path):
+    "A checkout of the grid and the profiles, and no data; returns its folder."
+    (tmp_path / "dvc.yaml").touch()
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    for name in ("train", "test", "pretrain"):
+        (tmp_path / "nbs/study").mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / f"nbs/study/{name}.ipynb", tmp_path / "nbs/study")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command, arguments", [
+    (parallel.main, []), (experiment.main, ["train", "st_clean"]), (experiment.main, ["test", "st_clean"])])
+def test_a_slip_in_the_last_entry_is_found_before_anything_runs(small_study, monkeypatch, command, arguments):
+    edit(small_study / "params.yaml", "schedule: hard_first", "schedule: hardest_first")
+    message = ending(monkeypatch, small_study, command, *arguments)
+    assert "params.yaml: run 'anti_curriculum': schedule 'hardest_first' is not one of round_robin" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("notebook, complaint", [
+    ("train", "no run 'nosuch'; there are: st_all, st_clean"), ("test", "no run 'nosuch'; there are: st_all, st_clean"),
+    ("pretrain", "no pre-training 'nosuch'; there are: improved, original")])
+def test_a_run_that_there_is_not_is_no_key_error(small_study, monkeypatch, notebook, complaint):
+    monkeypatch.chdir(small_study)
+    with pytest.raises(NotebookError, match=f"ValueError: params.yaml: {complaint}"):
+        execute(notebook, run="nosuch")
 
 
 # --- the graph

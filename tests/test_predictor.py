@@ -266,6 +266,17 @@ def test_boxes_of_a_picture_are_described(looking):
     assert {name for name, _ in looking.detector.calls} == {"detect", "describe"}
 
 
+def test_one_picture_is_described_once_with_the_boxes_of_all_its_phrases(looking):
+    "Each phrase still chooses among its own; and of another picture in the same list everything is its own."
+    one, other = np.zeros((30, 20, 3), np.uint8), np.zeros((50, 50, 3), np.uint8)
+    among = [[[0, 0, 9, 9], [5, 5, 20, 20]], [[1, 1, 9, 9]], [[2, 2, 30, 30], [0, 0, 9, 9]], [[1, 1, 9, 9]]]
+    places = looking.ground([one, one, other, one], ["the ball"] * 4, boxes=among, top_k=99)
+    assert looking.detector.calls == [(kind, [shape]) for kind in ("describe", "detect") for shape in ((30, 20, 3), (50, 50, 3))]
+    shown = [{tuple(place["box"].values()) for place in of_phrase} for of_phrase in places]
+    assert shown == [{tuple(map(float, box)) for box in boxes} for boxes in among]
+    assert places[1] == places[3]
+
+
 def test_the_detector_of_the_study(shared):
     "A small one, untrained, with a model that claims to have learned from it."
     torch.manual_seed(0)
@@ -283,6 +294,44 @@ def test_the_detector_of_the_study(shared):
 
 
 # ---- what cannot be asked
+
+@pytest.mark.parametrize("task", ["visual7w", "guesswhat"])
+def test_candidates_that_nobody_described_are_refused(task, folder, predictor, shared):
+    frame = split(task, shared).drop(columns="label")
+    alone = Predictor.from_pretrained(folder / "model", regions=folder / "store", machine=toy.CPU)
+    complaint = "candidates in 6 images that nobody has described, such as 'coco:0': hand over `given`"
+    with pytest.raises(ValueError, match=complaint): alone.predict(frame, task)
+    assert len(predictor.predict(frame, task)) == len(frame)
+
+
+def test_candidates_mean_something_to_those_alone_who_choose_among_them(folder, predictor, shared):
+    alone = Predictor.from_pretrained(folder / "model", regions=folder / "store", machine=toy.CPU)
+    frame = split("snli_ve", shared)
+    with_more = alone.predict(frame.assign(candidates=[((0., 0., 1., 1.),)] * len(frame)), "snli_ve")
+    assert with_more.prediction.tolist() == predictor.predict(frame, "snli_ve").prediction.tolist()
+
+
+@pytest.mark.parametrize("task, column, value", [
+    ("snli_ve", "label", np.nan), ("nlvr2", "label", np.nan), ("guesswhat", "label", np.nan), ("guesswhat", "candidates", ()),
+    ("visual7w", "candidates", ((0., 0., np.nan, 1.),)), ("refcoco", "box", (0., 0., np.nan, 1.)), ("gqa", "answers", np.nan)])
+def test_a_gap_in_a_frame_names_the_example(task, column, value, predictor, shared):
+    frame = split(task, shared)
+    frame = frame.assign(**{column: [value if row == 2 else right for row, right in enumerate(frame[column])]})
+    with pytest.raises(ValueError, match=f"^{task}, example {frame.uid[2]}: {column} .*, expected "): predictor.predict(frame, task)
+
+
+@pytest.mark.parametrize("extractor", [None, "random", ["random", {}], {}, {"settings": {}}, {"name": 3, "settings": {}},
+                                       {"name": "random", "settings": ["boxes"]}, {"name": "random", "settings": 1}])
+def test_a_record_of_a_detector_that_is_none_is_refused(extractor, shared, folder):
+    model = model_of(shared)
+    model.assets = replace(model.assets, regions=dict(extractor=extractor))
+    with pytest.raises(CheckpointError, match="^the model: origin.json: `extractor` is not the name and the settings"):
+        Predictor(model, folder / "store", machine=toy.CPU)
+
+
+def test_options_that_there_are_not_are_refused(folder):
+    with pytest.raises(TypeError, match="no option 'region'"): Predictor.from_pretrained(folder / "model", region=folder / "store")
+
 
 def test_regions_of_another_detector_are_refused(folder, tmp_path, shared):
     from vl12in1.regions import RegionWriter

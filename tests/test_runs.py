@@ -1,4 +1,6 @@
 """Runs: what an entry of the grid may say, what becomes of it, and what it leaves."""
+from dataclasses import fields
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,9 +9,12 @@ from hypothesis import given, strategies as st
 
 import toy
 from vl12in1.model import TwelveInOne, ViLBERTConfig
+from vl12in1.model.heads import TOKENS
+from vl12in1.model.vilbert import published_task_tokens
 from vl12in1.tasks import TASKS
 from vl12in1.evaluation.records import read_item_scores, write_item_scores
-from vl12in1.training.runs import Run, easiest_first, make_trainer, parent, part_of, read_examples, weights
+from vl12in1.training.runs import (Run, easiest_first, make_trainer, parent, part_of, read_examples, read_grid, run_of, serves,
+                                   weights)
 from vl12in1.training.schedules import DynamicStopAndGo
 
 TOY = ("vqa", "refcoco", "snli_ve")
@@ -33,17 +38,108 @@ def trained(folder, seed=0, tasks=TOY, **choices):
     (dict(kind="multi"), "init is missing"), (dict(init="scratch"), "kind is missing"),
     (dict(init="scratch", kind="multi", task="vqa"), "unknown field 'task'"),
     (dict(init="scratch", kind="multi", data="dirty"), "data 'dirty' is not one of clean, all"),
-    (dict(init="scratch", kind="multi", gradients="sums"), "gradients 'sums' is not one of in_turn, sum, pcgrad")])
+    (dict(init="scratch", kind="multi", gradients="sums"), "gradients 'sums' is not one of in_turn, sum, pcgrad"),
+    (dict(init="scratch", kind="multi"), "seeds is missing"),
+    (None, "None is not fields with values"), (["scratch"], "is not fields with values"), ("scratch", "is not fields with values")])
 def test_a_wrong_entry_is_named(entry, complaint):
     with pytest.raises(ValueError, match=f"run 'at'.*{complaint}"): Run.of("at", entry)
 
 
+MULTI = dict(init="scratch", kind="multi", seeds="side")
+
+
+@pytest.mark.parametrize("field, values, allowed", [
+    ("init", [None, 3, ""], "a name"), ("kind", [None, ["multi"]], "a name"), ("seeds", [1, None], "a name"),
+    ("difficulty", [True], "a name"),
+    ("fraction", [0, -.1, 1.5, 10, "0.1", True, None, float("nan")], "a number above 0 and at most 1"),
+    ("stop_and_go", ["yes", 1, None], "true or false"), ("data", [["clean"], None, True], "one of clean, all"),
+    ("tokens", [None, {}], "one of task, head, none"), ("losses", ["scale"], "one of scaled, uncertainty"),
+    ("schedule", ["roundrobin", 3], "one of round_robin, proportional, easy_first, hard_first"),
+    ("models", ["tasks", None, [], {}, ["vqa"], 3], "one of task, group, all, nor names with a list")])
+def test_a_value_that_a_field_cannot_have_is_named_with_those_it_can(field, values, allowed):
+    for value in values:
+        with pytest.raises(ValueError) as refused: Run.of("at", MULTI | {field: value})
+        assert f"run 'at': {field} {value!r} is not {allowed}" in str(refused.value)
+
+
+@pytest.mark.parametrize("models, complaint", [
+    ({"pair": ["vqaa", "nlvr2"]}, "'pair' has 'vqaa'; there are G1, .*nlvr2"), ({"pair": ["G5"]}, "'pair' has 'G5'"),
+    ({"pair": "vqa"}, "'pair' has 'vqa', which is not a list"), ({"pair": []}, r"'pair' has \[\], which is not a list"),
+    ({"pair": None}, "'pair' has None, which is not a list"), ({"pair": [["vqa"]]}, r"'pair' has \['vqa'\]"),
+    ({1: ["vqa"]}, "1 is not a name"), ({"../up": ["vqa"]}, "'../up' is not a name"), ({"average": ["vqa"]}, "'average' is not a name")])
+def test_models_of_unknown_tasks_or_with_names_that_are_no_folders_are_refused(models, complaint):
+    with pytest.raises(ValueError, match=f"run 'at': models: {complaint}"): Run.of("at", MULTI | dict(models=models))
+
+
+def test_everything_that_is_wrong_is_said_at_once():
+    with pytest.raises(ValueError) as refused: Run.of("at", dict(kind=3, fraction=2, schedule="hard_first", stop="no", models={"a": ["b"]}))
+    for part in ("init is missing", "seeds is missing", "kind 3", "fraction 2", "difficulty is missing", "field 'stop'", "'a' has 'b'"):
+        assert part in str(refused.value)
+
+
+def test_right_entries_are_runs():
+    assert Run.of("at", MULTI) == Run("scratch", "multi")
+    assert Run.of("at", MULTI | dict(fraction=1, models={"G1+vqa": ["G1", "vqa"]})).tasks() == {"G1+vqa": ("vqa", "vg_qa", "gqa")}
+    Run.of("at", MULTI | dict(schedule="easy_first", difficulty="st"))
+
+
+def test_every_field_is_described():
+    for field in fields(Run): assert f"- `{field.name}`" in Run.__doc__ or f", `{field.name}`" in Run.__doc__
+
+
+# --- an entry among the others
+
+def study(runs, curricula=()):
+    return dict(runs={name: MULTI | entry for name, entry in runs.items()}, curricula=dict(curricula), seeds=dict(side=1),
+                pretraining=dict(improved={}), training=dict(common={}, pretrain={}, stop_and_go={}, multi={}, finetune={}))
+
+
+@pytest.mark.parametrize("entry, complaint", [
+    (dict(kind="mutli"), "kind 'mutli' is not one of multi, finetune"), (dict(kind="common"), "kind 'common' is not one of"),
+    (dict(seeds="sides"), "seeds 'sides' is not one of side"),
+    (dict(init="gtt"), "init 'gtt' is not one of scratch, pretrain_improved, st, at"),
+    (dict(schedule="easy_first", difficulty="ts"), "difficulty 'ts' is not one of st, at"),
+    (dict(schedule="easy_first", difficulty="st"), "belong under curricula"), (dict(tokens="heads"), "tokens 'heads'")])
+def test_an_entry_that_does_not_fit_the_study_is_named(entry, complaint):
+    wrong = study(dict(st={}, at=entry))
+    with pytest.raises(ValueError, match=f"run 'at': .*{complaint}"): read_grid(wrong)
+    with pytest.raises(ValueError, match=f"run 'at': .*{complaint}"): run_of(wrong, "st")
+
+
+def test_all_wrong_entries_are_listed():
+    with pytest.raises(ValueError) as refused: read_grid(study(dict(a=dict(init="c"), b=dict(kind="mutli"), st={}), dict(c=None, d=MULTI)))
+    lines = str(refused.value).splitlines()
+    assert [line.split("'")[1] for line in lines] == ["b", "c", "d"]  # `c` is an entry, though a wrong one
+
+
+@pytest.mark.parametrize("runs, names", [
+    (dict(a=dict(init="a")), "a"), (dict(a=dict(init="b"), b=dict(init="c"), c=dict(init="a"), st={}), "[abc], [abc], [abc]")])
+def test_runs_that_begin_with_each_other_are_named(runs, names):
+    with pytest.raises(ValueError, match=f"begin with each other: {names}$"): read_grid(study(runs))
+
+
+def test_a_curriculum_cannot_begin_with_what_waits_for_it():
+    curriculum = MULTI | dict(schedule="easy_first", difficulty="st")
+    assert list(read_grid(study(dict(st={}), dict(easy=curriculum)))) == ["st", "easy"]
+    with pytest.raises(ValueError, match="begin with each other"): read_grid(study(dict(st=dict(init="easy")), dict(easy=curriculum)))
+
+
+@pytest.mark.parametrize("number", [0, -1, None, "two", True])
+def test_a_number_of_seeds_that_is_none_is_refused(number):
+    with pytest.raises(ValueError, match=f"seeds: side is {number!r}"): read_grid(study(dict(at={})) | dict(seeds=dict(side=number)))
+
+
+def test_a_run_that_there_is_not_is_named_with_those_there_are():
+    assert run_of(study(dict(st={}, at=dict(init="st"))), "at").init == "st"
+    with pytest.raises(ValueError, match="no run 'nosuch'; there are: st, at"): run_of(study(dict(st={}, at={})), "nosuch")
+
+
 def test_a_model_begins_with_the_only_one_that_knows_its_tasks():
-    grid = {"st": dict(init="scratch", kind="single", models="task"), "gt": dict(init="scratch", kind="multi", models="group")}
+    grid = {"st": Run("scratch", "single", models="task"), "gt": Run("scratch", "multi", models="group")}
     assert parent(Run("st", "finetune"), ["refcoco+"], grid) == "refcoco+"
     assert parent(Run("gt", "finetune"), ["nlvr2", "snli_ve"], grid) == "G4"
     with pytest.raises(ValueError, match="0 of its models"): parent(Run("st", "finetune"), ["vqa", "gqa"], grid)
-    twice = {"pairs": dict(init="scratch", kind="multi", models={"a": ["vqa", "gqa"], "b": ["vqa", "nlvr2"]})}
+    twice = {"pairs": Run("scratch", "multi", models={"a": ["vqa", "gqa"], "b": ["vqa", "nlvr2"]})}
     with pytest.raises(ValueError, match="2 of its models"): parent(Run("pairs", "finetune"), ["vqa"], twice)
 
 
@@ -109,3 +205,21 @@ def test_item_scores_come_back(tmp_path):
     for (model, seed, task), items in scores.items(): assert np.allclose(found[model, task][seed], items, atol=1e-9)
     write_item_scores(tmp_path / "none.csv", {})
     assert read_item_scores(tmp_path / "none.csv") == {}
+
+
+# --- task tokens
+
+def test_tokens_are_new_only_where_the_model_has_none_of_the_kind():
+    tables = {tokens: rows() for tokens, rows in TOKENS.items()}
+    assert all(serves(tables[a], tables[b]) == (a == b) for a in tables for b in tables)
+    assert serves(published_task_tokens(), tables["task"]) and not serves(published_task_tokens(), tables["head"])
+
+
+@pytest.mark.parametrize("tokens", ["task", "head", "none"])
+def test_a_run_keeps_the_tokens_it_begins_with(tmp_path, tokens):
+    own = trained(tmp_path / "a", tokens=tokens).model
+    state = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    shared = toy.sources(tmp_path / "a")
+    examples = read_examples(Run("scratch", "multi"), toy.frames(shared), shared)
+    again = make_trainer(Run("scratch", "multi", tokens=tokens), TOY, 1, own, examples, TRAINING, tmp_path / "b", machine=toy.CPU).model
+    assert all(torch.equal(state[name], tensor) for name, tensor in again.state_dict().items())

@@ -1,13 +1,19 @@
 """The trainer: killed runs end like undisturbed ones, tasks do not disturb each other's heads, checkpoints are checked."""
+import io
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import toy
+from vl12in1.examples.batches import Examples
+from vl12in1.model import CheckpointError
 
 KILLED = """
 import os, signal, sys
@@ -86,3 +92,109 @@ def test_batches_read_ahead_by_a_worker_are_the_same(tmp_path):
 def test_validation_sees_no_training_example(tmp_path):
     for feed in toy.trainer(tmp_path).feeds.values():
         assert not set(feed.train.examples.frame.uid) & set(feed.val.frame.uid)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    "The bytes of a checkpoint."
+    folder = tmp_path_factory.mktemp("checkpoint")
+    toy.trainer(folder, iterations=2, checkpoint_every=2).run()
+    return (folder / "run/checkpoint.pt").read_bytes()
+
+
+def refused(folder, content, words, **changed):
+    "The trainer in `folder` refuses a checkpoint that holds `content`, in one error that names it and says what to do."
+    path = folder / "run/checkpoint.pt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=words) as error: toy.trainer(folder, iterations=2, **changed).resume()
+    assert str(path) in str(error.value) and "delete it" in str(error.value)
+    assert error.value.__context__ is None or error.value.__suppress_context__  # no traceback of the reader
+
+
+@pytest.mark.parametrize("fraction", [0, .01, .3, .7, .99])
+def test_a_truncated_checkpoint_is_refused(tmp_path, checkpoint, fraction):
+    refused(tmp_path, checkpoint[:int(len(checkpoint) * fraction)], "damaged, or no checkpoint")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02}q\x00.", bytes(1000)])
+def test_a_foreign_file_is_refused(tmp_path, content): refused(tmp_path, content, "no checkpoint")
+
+
+def saved(thing):
+    with io.BytesIO() as file:
+        torch.save(thing, file)
+        return file.getvalue()
+
+
+@pytest.mark.parametrize("thing, words", [(torch.ones(2), "lacks iteration"), ({"model": {}}, "lacks iteration, steps"), ([1], "lacks")])
+def test_a_checkpoint_of_something_else_is_refused(tmp_path, thing, words): refused(tmp_path, saved(thing), words)
+
+
+class Bomb:
+    def __reduce__(self): return os.mkdir, ("exploded",)
+
+
+def test_a_checkpoint_is_not_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(tmp_path, saved({"model": Bomb()}), "damaged, or no checkpoint")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, checkpoint):
+    refused(tmp_path, checkpoint, "does not fit this run", tasks=("vqa", "refcoco"))
+
+
+@pytest.mark.parametrize("name, value", [("model", {}), ("optimizer", {}), ("schedule", {}), ("random", [torch.ones(3)]), ("random", 7)])
+def test_a_checkpoint_with_a_damaged_part_is_refused(tmp_path, checkpoint, name, value):
+    state = torch.load(io.BytesIO(checkpoint), weights_only=True)
+    refused(tmp_path, saved(state | {name: value}), "does not fit this run")
+
+
+def test_a_whole_checkpoint_is_continued(tmp_path, checkpoint):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoint.pt").write_bytes(checkpoint)
+    trainer = toy.trainer(tmp_path, iterations=2)
+    trainer.resume()
+    assert trainer.iteration == 2
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("change, words", [(lambda frame: frame[:0], "refcoco: a split without examples"),
+                                           (lambda frame: frame.drop(columns="box"), "refcoco: nothing can be learned")])
+def test_nothing_to_learn_from_is_refused(tmp_path, split, change, words):
+    shared = toy.sources(tmp_path)
+    data = toy.frames(shared)["refcoco"]
+    with pytest.raises(ValueError, match=words):
+        toy.Feed.of("refcoco", data | {split: change(data[split])}, shared, toy.TrainingConfig(1))
+
+
+NAN = float("nan")
+
+@pytest.mark.parametrize("task, change, words", [
+    ("snli_ve", dict(label=NAN), "snli_ve, example 0: label nan, expected"), ("vqa", dict(answers=NAN), "vqa, example 0: answers nan"),
+    ("refcoco", dict(box=(0., 0., NAN, 1.)), "refcoco, example 0: box"),
+    ("snli_ve", dict(text=None), "snli_ve, example 0: text None, expected a string"),
+    ("nlvr2", {}, r"nlvr2, example 0: images \('coco:0',\), expected a tuple of image keys, 2"),
+    ("snli_ve", dict(images="coco:1"), "snli_ve, example 0: images 'coco:1'"), ("snli_ve", dict(images=()), r"example 0: images \(\)"),
+    ("snli_ve", dict(images=(3,)), "example 0: images"), ("snli_ve", dict(images=NAN), "example 0: images nan")])
+def test_an_impossible_example_is_named(tmp_path, task, change, words):
+    shared = toy.sources(tmp_path)
+    frame = toy.frames(shared).get(task, toy.frames(shared)["snli_ve"])["train"].reset_index(drop=True)
+    for column, value in change.items():
+        frame[column] = pd.Series([value, *frame[column].iloc[1:]], dtype=object)
+    with pytest.raises(ValueError, match=words): Examples(task, frame, shared).batch([0])
+
+
+@pytest.mark.parametrize("column", ["uid", "images", "text"])
+def test_an_absent_column_is_named(tmp_path, column):
+    shared = toy.sources(tmp_path)
+    frame = toy.frames(shared)["vqa"]["train"].drop(columns=column)
+    with pytest.raises(ValueError, match=f"vqa: a frame without {column}; every example needs"): Examples("vqa", frame, shared)
+
+
+def test_a_box_that_was_never_described_names_its_image(tmp_path):
+    shared = toy.sources(tmp_path)
+    frame = toy.frames(shared)["refcoco"]["train"][:1].assign(box=[(0., 0., 1., 1.)])
+    with pytest.raises(ValueError, match="refcoco, image 'coco:0': box .* is not in the store of given boxes"):
+        Examples("refcoco", frame, shared).batch([0], np.random.default_rng(0))

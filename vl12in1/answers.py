@@ -92,7 +92,7 @@ def vqa_accuracy(prediction: str,          # one answer
 
 # %% ../nbs/02_answers.ipynb #soft-scores
 def soft_scores(answers: list[str]) -> dict[str, float]:
-    "Training targets: normalised answer -> min(1, 3 x its share of the annotators); with ten, 0.3 per voice."
+    "Training targets: normalised answer -> min(1, 3 x the fraction of the annotators who gave it); with ten, 0.3 per voice."
     counts = Counter(map(normalise_answer, answers))
     return {answer: min(1., 3 * count / len(answers)) for answer, count in counts.items() if answer}
 

@@ -17,6 +17,7 @@ from .model.checkpoints import PARTS, canonical_names, inspect, kind_of, read_pu
 from .model.saving import read_json
 from .regions import StoreError, find_features, import_features, verify
 from .study.doctor import doctor
+from .study.notebooks import settings
 
 # %% ../nbs/90_command.ipynb #inspect-command
 def inspect_command(arguments):
@@ -54,7 +55,11 @@ def convert_command(arguments):
 # %% ../nbs/90_command.ipynb #doctor-command
 def doctor_command(arguments):
     "Print what is there, what is wrong, and what to type next."
-    print(doctor(arguments.data))
+    try: study = settings()
+    except FileNotFoundError:
+        if arguments.data is None: raise
+        study = None
+    print(doctor(arguments.data or "data", study=study))
 
 # %% ../nbs/90_command.ipynb #chosen-splits
 def chosen_splits(texts) -> dict[str, tuple[str, ...]] | None:
@@ -86,7 +91,7 @@ def verify_command(arguments):
 def add_data_commands(commands):
     "The commands about corpora."
     screen = commands.add_parser("doctor", help="what is here, what is wrong or missing, and what to type next")
-    screen.add_argument("data", nargs="?", default="data", help="folder of corpora")
+    screen.add_argument("data", nargs="?", help="folder of corpora; the data of the checkout if none is named")
     screen.set_defaults(run=doctor_command)
     leaks = commands.add_parser("leaks", help="test images that something learns from")
     leaks.add_argument("data", nargs="?", default="data", help="folder of corpora")

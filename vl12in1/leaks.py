@@ -82,7 +82,7 @@ def read_image_list(path: str | Path,                        # `.json` (list, or
 _LISTS = {"coco": "coco", "genome": "visual_genome", "flickr": "flickr30k"}  # stem of the file -> collection
 
 def save_published(images: set[str],          # image keys
-                   folder: str | Path,        # to write to; made if it is absent
+                   folder: str | Path,        # to write to; created if it is absent
                    identity: dict[str, str],  # alias -> key, as `corpora.identity` returns
                   ) -> None:
     """Write `coco_`, `genome_` and `flickr_test_ids.npy` (int64, sorted, unique), as the published readers expect them: ids of

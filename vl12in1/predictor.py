@@ -49,15 +49,21 @@ def check_tasks(tasks, source):
                 raise CheckpointError(f"{source}: it learned {name!r} with {field} {row.get(field)!r}; in this version it is {here!r}")
 
 # %% ../nbs/65_predictor.ipynb #extractor
-def plain_extractor(name, settings) -> dict:
-    "A detector's record without what differs between detected and given boxes, as JSON holds it."
-    settings = {key: value for key, value in (settings or {}).items() if key != "boxes"}
-    return json.loads(json.dumps({"name": name, "settings": settings}))
+def plain_extractor(record, source) -> dict:
+    """A detector's record (name, settings) without what differs between detected and given boxes, as JSON holds it.
+    CheckpointError for a record that is none; `source` names it."""
+    settings = (record.get("settings") or {}) if isinstance(record, dict) else None
+    if not isinstance(settings, dict) or not isinstance(record.get("name"), str):
+        raise CheckpointError(f"{source}: `extractor` is not the name and the settings of a detector; get the file again")
+    settings = {key: value for key, value in settings.items() if key != "boxes"}
+    return json.loads(json.dumps({"name": record["name"], "settings": settings}))
 
-def check_extractor(record, other, source):
-    "ValueError if `other` (name, settings) is not the detector whose `record` a model keeps; nobody's record is not looked at."
-    if "extractor" not in record: return
-    learned, here = (plain_extractor(each["name"], each["settings"]) for each in (record["extractor"], other))
+# %% ../nbs/65_predictor.ipynb #check-extractor
+def check_extractor(regions, other, source, model="the model"):
+    """ValueError if `other`, a record, is not of the detector that a model's record of its `regions` names, CheckpointError if
+    that is none; a model without one is not asked. `source` and `model` name them."""
+    if "extractor" not in regions: return
+    learned, here = plain_extractor(regions["extractor"], f"{model}: origin.json"), plain_extractor(other, source)
     if learned != here:
         odd = sorted(key for key in learned["settings"].keys() | here["settings"].keys()
                      if learned["settings"].get(key) != here["settings"].get(key))
@@ -90,23 +96,40 @@ def as_picture(image) -> np.ndarray:
 
 # %% ../nbs/65_predictor.ipynb #results
 class Answer(TypedDict):
-    "An answer of the vocabulary, and how sure the model is of it."
+    """An answer to a question.
+
+    - `score`: how sure the model is of it, 0 to 1
+    - `answer`: one of the vocabulary
+    """
     score: float
     answer: str
 
 class Label(TypedDict):
-    "A label: of an entailment contradiction, neutral or entailment, of a statement about two images False or True."
+    """A label of a statement.
+
+    - `score`: how sure the model is of it, 0 to 1
+    - `label`: contradiction, neutral or entailment; of a statement about two images False or True
+    """
     score: float
     label: str
 
 class Place(TypedDict):
-    "A box (xmin, ymin, xmax, ymax in pixels) for an expression, which is its label."
+    """A box for an expression.
+
+    - `score`: how sure the model is of it, 0 to 1
+    - `label`: the expression
+    - `box`: `xmin`, `ymin`, `xmax`, `ymax` in pixels
+    """
     score: float
     label: str
     box: dict[str, float]
 
 class Match(TypedDict):
-    "An image for a caption: its key, or its number in the list that was given."
+    """An image for a caption.
+
+    - `score`: how sure the model is of it, 0 to 1
+    - `image`: its key, or its number in the list that was given
+    """
     score: float
     image: str | int
 
@@ -143,14 +166,15 @@ class Predictor:
         in_pair = isinstance(regions, (str, Path)) and (Path(regions) / "given").is_dir()
         self.regions, self.given = open_regions(regions), open_regions(regions if given is None and in_pair else given, "given")
         for store in (self.regions, self.given):
-            if hasattr(store, "manifest"): check_extractor(self.assets.regions, store.manifest["extractor"], store.folder)
+            if hasattr(store, "manifest"): check_extractor(self.assets.regions, store.manifest["extractor"], store.folder, source)
         if detector is not None:
             record = detector.record("detected")
-            check_extractor(self.assets.regions, dict(name=record["extractor"], settings=record.get("settings")), "the detector")
+            record = dict(name=record["extractor"], settings=record.get("settings"))
+            check_extractor(self.assets.regions, record, "the detector", source)
 
     @classmethod
     def from_pretrained(cls, source, regions=None, given=None, detector=None, machine=None, batch_size: int = 64, **options) -> "Predictor":
-        "Of a model's folder, or its name on the hub (`options`: revision, token, local_files_only …)."
+        "Of a model's folder, or its name on the hub; `options` are those of `TwelveInOne.from_pretrained`: revision, token …"
         model = TwelveInOne.from_pretrained(source, **options)
         return cls(model, regions, given, detector, machine, batch_size, source)
 
@@ -185,20 +209,25 @@ def look(self, image) -> Regions:
         raise ValueError(f"{len(regions.boxes)} boxes with {len(regions.features)} features: a region has one of each")
     return regions
 
-# %% ../nbs/65_predictor.ipynb #look-at
-@method_of(Predictor)
-def look_at(self, image, boxes) -> Regions:
-    "Regions that hold the `boxes` of an image (corners in pixels); ValueError for a box that nobody has described."
+# %% ../nbs/65_predictor.ipynb #as-boxes
+def as_boxes(boxes) -> np.ndarray:
+    "Boxes to choose among, corners in pixels, as an array (K, 4) float32; ValueError if they are none."
     boxes = np.asarray(boxes, np.float32)
     if not boxes.size: raise ValueError("no boxes to choose among; leave `boxes` out to choose among all regions")
     if boxes.shape[1:] != (4,) or not np.isfinite(boxes).all():
         raise ValueError(f"boxes of shape {boxes.shape}: give a list of boxes, each four numbers, xmin, ymin, xmax, ymax in pixels")
+    return boxes
+
+# %% ../nbs/65_predictor.ipynb #look-at
+@method_of(Predictor)
+def look_at(self, image, boxes) -> Regions:
+    "Regions that hold the `boxes` (K, 4) of an image, corners in pixels; ValueError for a box that nobody has described."
     by_key = isinstance(image, str) and image in self.regions
     if self.detector is not None and not by_key and not isinstance(image, Regions):
         return self.detector.describe([as_picture(image)], [boxes])[0]
-    known = [self.look(image)] + ([self.given[image]] if by_key and image in self.given else [])
-    pool = replace(known[0], features=np.concatenate([each.features for each in known]),
-                   boxes=np.concatenate([each.boxes for each in known]), class_probs=None)
+    stored = [self.look(image)] + ([self.given[image]] if by_key and image in self.given else [])
+    pool = replace(stored[0], features=np.concatenate([each.features for each in stored]),
+                   boxes=np.concatenate([each.boxes for each in stored]), class_probs=None)
     try: given_rows(pool, to_fractions(boxes, pool.width, pool.height))
     except ValueError: raise ValueError("a box that is none of the image's regions, and that nobody described: give regions of "
                                         "such boxes as `given`, or the picture and a `detector`") from None
@@ -217,28 +246,29 @@ def example_frame(images, texts, **columns) -> pd.DataFrame:
     "A frame of examples without targets: `images`, a tuple of keys for each; ValueError for a text that is none."
     for text in texts:
         if not isinstance(text, str): raise ValueError(f"text {text!r}: a question, caption, expression or statement is a string")
-    return pd.DataFrame(dict(images=images, text=texts) | columns)
+    uids = [str(row) for row in range(len(texts))]
+    return pd.DataFrame(dict(uid=uids, images=images, text=texts) | columns)
 
 # %% ../nbs/65_predictor.ipynb #examples-of
 @method_of(Predictor)
-def examples_of(self, task, images, texts) -> Examples:
-    "Examples of a task: tuples of `images`, and a text for each."
+def examples_of(self, task, images, texts, given=None, **columns) -> Examples:
+    "Examples of a task: tuples of `images`, and a text for each. `given`: image key -> regions of boxes that are handed over."
     distinct = {key_of(image): image for shown in images for image in shown}
     detected = {key: self.look(image) for key, image in distinct.items()}
-    frame = example_frame([tuple(map(key_of, shown)) for shown in images], texts)
-    return Examples(task, frame, Sources(detected, {}, self.tokenizer, self.vocabularies))
+    frame = example_frame([tuple(map(key_of, shown)) for shown in images], texts, **columns)
+    return Examples(task, frame, Sources(detected, given or {}, self.tokenizer, self.vocabularies))
 
 # %% ../nbs/65_predictor.ipynb #examples-among
 @method_of(Predictor)
 def examples_among(self, task, images, texts, boxes) -> Examples:
     "Examples of a task that chooses among `boxes` (K, 4; corners in pixels), given for each of `images` and `texts`."
     if len(boxes) != len(images): raise ValueError(f"boxes for {len(boxes)} of {len(images)} questions: give a list of boxes for each")
-    keys = [f"{key_of(image)} {row}" for row, image in enumerate(images)]
-    detected = dict(zip(keys, map(self.look, images)))
-    given = {key: self.look_at(image, among) for key, image, among in zip(keys, images, boxes)}
-    candidates = [to_fractions(np.asarray(among, float), given[key].width, given[key].height) for key, among in zip(keys, boxes)]
-    frame = example_frame([(key,) for key in keys], texts, candidates=[tuple(map(tuple, among.tolist())) for among in candidates])
-    return Examples(task, frame, Sources(detected, given, self.tokenizer, self.vocabularies))
+    boxes, keys = [as_boxes(among) for among in boxes], [key_of(image) for image in images]
+    of_image = {key: [among for owner, among in zip(keys, boxes) if owner == key] for key in dict.fromkeys(keys)}
+    given = {key: self.look_at(images[keys.index(key)], np.concatenate(handed_over)) for key, handed_over in of_image.items()}
+    fractions = [to_fractions(among, given[key].width, given[key].height) for key, among in zip(keys, boxes)]
+    candidates = [tuple(map(tuple, among.tolist())) for among in fractions]
+    return self.examples_of(task, [(image,) for image in images], texts, given, candidates=candidates)
 
 # %% ../nbs/65_predictor.ipynb #best
 @method_of(Predictor)
@@ -255,8 +285,14 @@ def best(self, examples, top_k) -> list[list[tuple[float, object]]]:
 
 # %% ../nbs/65_predictor.ipynb #answer
 @method_of(Predictor)
-def answer(self, image, question, task=None, top_k: int = 5) -> list[Answer]:
-    "The `top_k` answers to a question about an image, best first; for lists of either a list of such lists."
+def answer(
+    self,
+    image,                    # its key, a picture or `Regions`; or a list
+    question: str | list,     # about it; or a list
+    task: str | None = None,  # whose answers are chosen among; None: the first that was learned
+    top_k: int = 5,           # most answers
+) -> list[Answer]:
+    "The answers to a question about an image, best first; for lists of either a list of such lists."
     rows, many = rows_of(image=image, question=question)
     examples = self.examples_of(self.task_for("answer", task), [(image,) for image, _ in rows], [text for _, text in rows])
     answers = [[Answer(score=score, answer=word) for score, word in of_row] for of_row in self.best(examples, top_k)]
@@ -270,7 +306,13 @@ def labels_of(self, head, task, images, texts, top_k) -> list[list[Label]]:
     return [[Label(score=score, label=label) for score, label in of_row] for of_row in self.best(examples, top_k)]
 
 @method_of(Predictor)
-def entail(self, image, hypothesis, task=None, top_k: int = 3) -> list[Label]:
+def entail(
+    self,
+    image,                    # its key, a picture or `Regions`; or a list
+    hypothesis: str | list,   # a statement; or a list
+    task: str | None = None,  # None: the first that was learned
+    top_k: int = 3,           # most labels
+) -> list[Label]:
     "Contradiction, neutral or entailment: does a statement follow from an image? Lists as for `answer`."
     rows, many = rows_of(image=image, hypothesis=hypothesis)
     labels = self.labels_of("entail", task, [(image,) for image, _ in rows], [text for _, text in rows], top_k)
@@ -278,7 +320,13 @@ def entail(self, image, hypothesis, task=None, top_k: int = 3) -> list[Label]:
 
 # %% ../nbs/65_predictor.ipynb #verify
 @method_of(Predictor)
-def verify(self, images, statement, task=None, top_k: int = 2) -> list[Label]:
+def verify(
+    self,
+    images,                   # two, a tuple; or a list of tuples
+    statement: str | list,    # about both; or a list
+    task: str | None = None,  # None: the first that was learned
+    top_k: int = 2,           # most labels
+) -> list[Label]:
     "True or False: does a statement hold of two images, a tuple? Lists as for `answer`."
     rows, many = rows_of(images=images, statement=statement)
     pairs = [tuple(pair) if isinstance(pair, (tuple, list)) and len(pair) == 2 else None for pair, _ in rows]
@@ -294,8 +342,15 @@ def in_pixels(box, regions) -> dict[str, float]:
 
 # %% ../nbs/65_predictor.ipynb #ground
 @method_of(Predictor)
-def ground(self, image, phrase, boxes=None, task=None, top_k: int = 5) -> list[Place]:
-    "The `top_k` boxes that an expression means, best first: of all regions of the image, or of `boxes` (corners in pixels)."
+def ground(
+    self,
+    image,                    # its key, a picture or `Regions`; or a list
+    phrase: str | list,       # an expression; or a list
+    boxes=None,               # to choose among, (K, 4) corners in pixels, or a list of such; None: the regions of the image
+    task: str | None = None,  # None: the first that was learned
+    top_k: int = 5,           # most boxes
+) -> list[Place]:
+    "The boxes that an expression may mean, best first. Lists as for `answer`."
     rows, many = rows_of(image=image, phrase=phrase)
     images, texts, task = [image for image, _ in rows], [text for _, text in rows], self.task_for("ground", task)
     if boxes is None: examples = self.examples_of(task, [(image,) for image in images], texts)
@@ -308,7 +363,12 @@ def ground(self, image, phrase, boxes=None, task=None, top_k: int = 5) -> list[P
 
 # %% ../nbs/65_predictor.ipynb #match
 @method_of(Predictor)
-def match(self, images: list, captions: list, task=None) -> torch.Tensor:
+def match(
+    self,
+    images: list,             # keys, pictures or `Regions`
+    captions: list,           # texts
+    task: str | None = None,  # None: the first that was learned
+) -> torch.Tensor:
     "How well every caption fits every image, (captions, images): numbers that mean something beside each other only."
     for name, values in dict(images=images, captions=captions).items():
         if not isinstance(values, list) or not values: raise ValueError(f"{name} {values!r}: give a list with something in it")
@@ -324,8 +384,14 @@ def match(self, images: list, captions: list, task=None) -> torch.Tensor:
 
 # %% ../nbs/65_predictor.ipynb #find
 @method_of(Predictor)
-def find(self, caption, images: list | None = None, task=None, top_k: int = 5) -> list[Match]:
-    "The `top_k` of `images` (all that have regions, unless given) that a caption fits best; for a list of captions a list of lists."
+def find(
+    self,
+    caption: str | list,         # a text; or a list
+    images: list | None = None,  # to look among: keys, pictures or `Regions`; None: all that have regions
+    task: str | None = None,     # None: the first that was learned
+    top_k: int = 5,              # most images
+) -> list[Match]:
+    "The images that a caption fits best, best first; for a list of captions a list of such lists."
     check_top_k(top_k)
     images = list(self.regions.keys()) if images is None else images
     if not images: raise ValueError("no images to look among: give `images`, or `regions` that have some")
@@ -345,8 +411,13 @@ def predict(self, frame, task) -> pd.DataFrame:
     task = self.task_for(None, task)
     absent = sorted({"images", "text"} - set(frame.columns))
     if absent: raise ValueError(f"a frame without {', '.join(absent)}: it needs images (a tuple of keys for each row) and text")
-    unseen = sorted({key for keys in frame["images"] for key in keys if key not in self.regions})
+    keys = sorted({key for keys in frame["images"] for key in keys})
+    unseen = [key for key in keys if key not in self.regions]
     if unseen: raise ValueError(f"no regions are known of {len(unseen)} images, such as {unseen[0]!r}: give `regions` that have them")
+    chooses = "candidates" in frame and any("candidates" in columns for columns in self.model.head(task).columns)
+    undescribed = [key for key in keys if chooses and key not in self.given]
+    if undescribed: raise ValueError(f"candidates in {len(undescribed)} images that nobody has described, such as {undescribed[0]!r}: "
+                                     "hand over `given`, image key -> `Regions` of such boxes, when the predictor is made")
     sources = Sources(self.regions, self.given, self.tokenizer, self.vocabularies)
     if "uid" not in frame: frame = frame.assign(uid=[str(row) for row in range(len(frame))])
     examples = Examples(task, frame, sources)

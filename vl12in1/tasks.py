@@ -73,3 +73,8 @@ def loss_scales(tasks: list[str]) -> dict[str, float]:
     "Task name -> factor of its loss: its learning rate over the smallest one of `tasks` (names)."
     rates = {name: TRAINABLE[name].learning_rate for name in tasks}
     return {name: rate / min(rates.values()) for name, rate in rates.items()}
+
+# %% ../nbs/00_tasks.ipynb #as-tuples
+def as_tuples(value):
+    "`value` with every list in it, at any depth, turned into a tuple."
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value

@@ -130,7 +130,11 @@ def read_gqa(root) -> dict[str, pd.DataFrame]:
 
 # %% ../../nbs/22_answering.ipynb #choices
 class Choices(NamedTuple):
-    "The answers to a GQA question that make sense, and those of them that are likely in this world."
+    """Answers to a GQA question, by which its validity and plausibility are scored.
+
+    - `valid`: answers to this kind of question, such as all colours
+    - `plausible`: those of them that something in the corpus is like
+    """
     valid: frozenset[str]
     plausible: frozenset[str]
 

@@ -129,7 +129,7 @@ class Records:
 
 # %% ../../nbs/20_frames.ipynb #2ee13026
 def records(file, content, under: str | None = None) -> Records:
-    "The list of records in a file's `content`, or in its field `under`; CorpusError if there is none."
+    "The list of records in the `content` of `file`, or in its field `under`; CorpusError if there is none."
     rows = content if under is None else content.get(under) if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows:
         raise CorpusError(file, field=under, problem="expected a list of records, and at least one")
@@ -156,8 +156,12 @@ def nested(records: Records, field: str) -> tuple[Records, list[int]]:
     return Records(records.file, [item for items in lists for item in items], name), owners
 
 # %% ../../nbs/20_frames.ipynb #gather
-def gather(owners, values, count: int) -> list[tuple]:
-    "Tuples of the `values` that belong to each of `count` owners, in order."
+def gather(
+    owners,      # the owner of each value, 0 … `count` - 1
+    values,      # as many values
+    count: int,  # of owners
+) -> list[tuple]:
+    "Owner by owner, the tuple of its values in their order."
     groups = [[] for _ in range(count)]
     for owner, value in zip(owners, values, strict=True):
         groups[owner].append(value)
@@ -183,10 +187,14 @@ def box_column(records: Records, field: str = "bbox") -> np.ndarray:
     return np.array(values, dtype=float).reshape(-1, 4)
 
 # %% ../../nbs/20_frames.ipynb #fractions
-def fractions(corners, sizes, records: Records, field: str = "bbox") -> np.ndarray:
-    """Corner boxes (N, 4) in pixels -> fractions of their pictures, `sizes` (N, 2: width, height); record i owns box i.
-    Cut at the picture's edges, and at least one pixel wide and high. CorpusError for a box that is not finite, has a
-    negative size or lies outside of its picture, and for a picture without pixels."""
+def fractions(
+    corners,              # of boxes, (N, 4) in pixels
+    sizes,                # of their pictures, (N, 2): width, height
+    records: Records,     # of the same N boxes, which errors name
+    field: str = "bbox",  # of the records, which errors name
+) -> np.ndarray:
+    """Boxes as fractions (N, 4) of their pictures, cut at the edges, and at least one pixel wide and high. CorpusError for a
+    box that is not finite, has a negative size or lies outside of its picture, and for a picture without pixels."""
     corners, sizes = np.asarray(corners, dtype=float).reshape(-1, 4), np.asarray(sizes, dtype=float).reshape(-1, 2)
     low, high = corners[:, :2], corners[:, 2:]
     good = np.isfinite(corners) & np.hstack([(low <= high) & (low <= sizes), (high >= 0) & (sizes >= 1)])
@@ -209,6 +217,6 @@ def frame(columns, file) -> pd.DataFrame:
 
 # %% ../../nbs/20_frames.ipynb #by-split
 def by_split(columns, splits: list[str], file) -> dict[str, pd.DataFrame]:
-    "Example frames `train`, `val` and `test` of rows whose split `splits` names, in their order."
+    "Example frames `train`, `val` and `test` of rows (`columns`); `splits` is the split of each. CorpusErrors name `file`."
     rows, splits = pd.DataFrame(columns), np.array(splits, dtype=object)
     return {split: frame(rows[splits == split].reset_index(drop=True), file) for split in ("train", "val", "test")}

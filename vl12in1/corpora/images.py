@@ -23,7 +23,7 @@ def spelling(records: Records, *names: str) -> str:
 
 # %% ../../nbs/21_images.ipynb #optional
 def optional(records: Records, field: str, default, *kinds: type) -> list:
-    "The field of every record, `default` where it is missing or null; CorpusError for a type not among `kinds` (str)."
+    "The `field` of all `records`, `default` where it is missing or null; CorpusError for a type not among `kinds` (str)."
     values = [row.get(field) if isinstance(row, dict) else None for row in records.rows]
     choose(records, (i for i, value in enumerate(values) if value is not None)).column(field, *kinds)
     return [default if value is None else value for value in values]
@@ -45,7 +45,11 @@ def _flickr30k_ids(root) -> set[str]:
 
 # %% ../../nbs/21_images.ipynb #photograph
 class Photograph(NamedTuple):
-    "Canonical key and size in pixels of an image *as Visual Genome stores it*."
+    """A photograph of Visual Genome.
+
+    - `key`: the canonical key of the image
+    - `width`, `height`: in pixels, *as Visual Genome stores it*
+    """
     key: str
     width: int
     height: int
@@ -59,7 +63,12 @@ def _pixels(listed: Records, field: str) -> list[int]:
 
 # %% ../../nbs/21_images.ipynb #listed
 class _Listed(NamedTuple):
-    "A record of Visual Genome's list; the ids are None where the image is not in COCO, or not in Flickr30k."
+    """A record of Visual Genome's list.
+
+    - `id`: of the image in Visual Genome
+    - `coco`, `flickr30k`: its ids there, or None
+    - `width`, `height`: in pixels
+    """
     id: int
     coco: int | None
     flickr30k: int | None

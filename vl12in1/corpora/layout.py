@@ -104,10 +104,10 @@ def upstream(root, path: str) -> Path:
 
 # %% ../../nbs/20a_layout.ipynb #missing
 def missing(root, corpus: str, release: str) -> tuple[str, ...]:
-    "Paths of a release that are not below `root`."
+    "Paths of a `release` of a `corpus` that are not below `root`."
     return tuple(path for path in RELEASES[corpus][release] if not find_files(root, path))
 
 def release_of(root, corpus: str) -> str:
-    "The release to read: the first that is complete, else the one of whose paths the largest share is there."
+    "The release to read: the first that is complete, else the one of whose paths the largest fraction is there."
     lacking = {release: missing(root, corpus, release) for release in RELEASES[corpus]}
     return min(lacking, key=lambda release: len(lacking[release]) / len(RELEASES[corpus][release]))

@@ -8,17 +8,18 @@ __all__ = ['RULES', 'row_rule', 'frame_rule', 'split_rule', 'region_rule', 'batc
 
 # %% ../../nbs/64_contract.ipynb #bd45cf56
 import math
+from collections.abc import Iterator
 
 import torch
 
-from ..examples.batches import Examples
+from ..examples.batches import Examples, Sources
 from ..model.heads import HEADS
 from ..tasks import TASKS
 from ..training.feed import generator
 from ..training.trainer import build_model
 
 # %% ../../nbs/64_contract.ipynb #row-rule
-def row_rule(task, splits, sources):
+def row_rule(task: str, splits: dict, sources: Sources) -> Iterator[str]:
     "The row of the task table."
     row = TASKS.get(task)
     if row is None: return (yield f"no row {task!r} in TASKS")
@@ -35,7 +36,7 @@ def _examples_of(frame, head):
     odd = [keys for keys in frame.images if len(keys) != head.images]
     if odd: yield f"{len(odd)} examples without exactly {head.images} images, {odd[0]} first"
 
-def frame_rule(task, splits, sources):
+def frame_rule(task: str, splits: dict, sources: Sources) -> Iterator[str]:
     "The example frames."
     head = HEADS[TASKS[task].head]
     wanted = [sorted({"uid", "images", "text"} | columns) for columns in head.columns]
@@ -47,7 +48,7 @@ def frame_rule(task, splits, sources):
         else: yield from (f"{split}: {problem}" for problem in _examples_of(frame, head))
 
 # %% ../../nbs/64_contract.ipynb #split-rule
-def split_rule(task, splits, sources):
+def split_rule(task: str, splits: dict, sources: Sources) -> Iterator[str]:
     "Images of the splits."
     seen = {}
     for split, frame in splits.items():
@@ -58,7 +59,7 @@ def split_rule(task, splits, sources):
         seen[split] = keys
 
 # %% ../../nbs/64_contract.ipynb #region-rule
-def region_rule(task, splits, sources):
+def region_rule(task: str, splits: dict, sources: Sources) -> Iterator[str]:
     "Regions of the images."
     for split, frame in splits.items():
         keys = sorted({key for keys in frame.images for key in keys})
@@ -74,7 +75,7 @@ def _same(one, other):
     one, other = one.tensors(), other.tensors()
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
-def batch_rule(task, splits, sources):
+def batch_rule(task: str, splits: dict, sources: Sources) -> Iterator[str]:
     "Batches of the first examples, for training and for evaluation."
     for split, seeds in (("train", True), ("test", False)):
         examples = Examples(task, splits[split].head(64), sources)
@@ -91,9 +92,9 @@ def batch_rule(task, splits, sources):
 def _tiny(sources):
     "A small model for what `sources` hold."
     torch.manual_seed(0)
-    return build_model(sources, "miniature", text_layers=1, image_layers=1, text_connections=(0,), image_connections=(0,), dropout=0.)
+    return build_model(sources, "tiny")
 
-def model_rule(task, splits, sources):
+def model_rule(task: str, splits: dict, sources: Sources) -> Iterator[str]:
     "Logits, loss and scores of the first examples."
     model, examples = _tiny(sources).eval(), Examples(task, splits["test"].head(64), sources)
     head, rows = model.head(task), range(min(4, len(examples)))
@@ -106,7 +107,7 @@ def model_rule(task, splits, sources):
     if loss.dim() or not math.isfinite(loss): yield f"loss {loss}, expected one finite number"
     if scores.shape != (len(rows),) or not ((0 <= scores) & (scores <= 1)).all(): yield f"scores {scores}, expected 0 to 1 each"
 
-def learning_rule(task, splits, sources, steps=60):
+def learning_rule(task: str, splits: dict, sources: Sources, steps: int = 60) -> Iterator[str]:
     "Whether the loss of one training batch falls by a third."
     model, examples = _tiny(sources), Examples(task, splits["train"].head(64), sources)
     batch, losses = examples.batch(range(min(8, len(examples))), generator(0, task)), []
@@ -124,8 +125,12 @@ RULES = (row_rule, frame_rule, split_rule, region_rule, batch_rule, model_rule, 
 class TaskError(Exception):
     "A task breaks the contract."
 
-def check_task(task, splits, sources) -> None:
-    "TaskError saying what is wrong with a task (name), its example frames (split -> frame) or its `Sources`; None if nothing is."
+def check_task(
+    task: str,         # a name, with a row in `TASKS`
+    splits: dict,      # split -> example frame
+    sources: Sources,  # of its regions and vocabularies
+) -> None:
+    "Apply all `RULES`; TaskError saying what breaks the first one that is broken."
     for rule in RULES:
         wrong = list(rule(task, splits, sources))
         if wrong: raise TaskError("\n".join([f"{task}: {rule.__doc__.rstrip('.').lower()}:", *wrong]))

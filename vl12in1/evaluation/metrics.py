@@ -37,7 +37,7 @@ def vqa_metrics(frame, predictions, behaviour="2021") -> dict[str, float]:
     """VQA accuracy of predicted strings, overall and per `answer_type` and `question_type`; `behaviour` of the official
     scorer: \"2021\" or \"2017\". The frame's `answers` are the annotators' raw strings."""
     _check(frame, predictions)
-    scores = [vqa_accuracy(said, answers, behaviour) for said, answers in zip(predictions, frame.answers)]
+    scores = [vqa_accuracy(predicted, answers, behaviour) for predicted, answers in zip(predictions, frame.answers)]
     result = {"accuracy": float(np.mean(scores)), "examples": len(frame)}
     for column in ("answer_type", "question_type"):
         if column in frame: result |= _means(column.replace("_", " "), scores, frame[column])
@@ -45,7 +45,7 @@ def vqa_metrics(frame, predictions, behaviour="2021") -> dict[str, float]:
 
 # %% ../../nbs/60_metrics.ipynb #vqa-disagreement
 def vqa_disagreement(frame, predictions) -> dict[str, float]:
-    "Share of the questions on which two of the three conventions credit the prediction (in normal form) differently."
+    "Fraction of the questions on which two of the three conventions credit the prediction (in normal form) differently."
     _check(frame, predictions)
     credit = pd.DataFrame(map(vqa_conventions, predictions, frame.answers))
     pairs = [("2021", "2017"), ("2021", "target"), ("2017", "target")]
@@ -55,17 +55,17 @@ def vqa_disagreement(frame, predictions) -> dict[str, float]:
 def _consistency(frame, right: dict) -> dict[str, float]:
     "Consistency of the questions of `frame`, given question id -> 1 if answered rightly; empty if nothing is entailed."
     others = [[id for id in entailed if id != uid] for uid, entailed in zip(frame.uid, frame.entailed)]
-    known = [[right[id] for id in ids if id in right] for ids in others]
-    if not any(known): return {}
-    means = [np.mean(scores) for uid, scores in zip(frame.uid, known) if right[uid] and scores]
+    answered = [[right[id] for id in ids if id in right] for ids in others]
+    if not any(answered): return {}
+    means = [np.mean(scores) for uid, scores in zip(frame.uid, answered) if right[uid] and scores]
     return {"consistency": float(np.mean(means)) if means else 0.,
-            "entailed answered": sum(map(len, known)) / sum(map(len, others))}
+            "entailed answered": sum(map(len, answered)) / sum(map(len, others))}
 
 # %% ../../nbs/60_metrics.ipynb #distribution
-def _distribution(groups, gold, said) -> dict[str, float]:
+def _distribution(groups, gold, predicted) -> dict[str, float]:
     "Distance of the distribution of answers from that of right answers; questions without a group do not count."
     counts = defaultdict(lambda: (Counter(), Counter()))
-    for group, right, answer in zip(groups, gold, said):
+    for group, right, answer in zip(groups, gold, predicted):
         if group: counts[group][0][right] += 1; counts[group][1][answer] += 1
     if not counts: return {}
     chi_squares = [sum((given[answer] - n) ** 2 / n for answer, n in right.items()) for right, given in counts.values()]
@@ -79,14 +79,14 @@ _common = ("color", "material", "shape")
 def _normal_forms(answers: tuple) -> frozenset: return frozenset(map(normalise_answer, answers))
 
 def _choices(frame, choices: dict) -> dict[str, float]:
-    "Shares of the answers `frame.said` (normal form) among the `valid` and `plausible` ones of the official choices."
+    "Fractions of the answers `frame.predicted` (normal form) among the `valid` and `plausible` ones of the official choices."
     missing = next((uid for uid in frame.uid if uid not in choices), None)
     if missing is not None: raise ValueError(f"question {missing}: not in the choices; take those of the same split")
     common = frame.get("detailed", pd.Series("", index=frame.index)).str.contains("Common", regex=False)
-    def share(kind):
+    def fraction(kind):
         lists = [_common if shared else getattr(choices[uid], kind) for uid, shared in zip(frame.uid, common)]
-        return float(np.mean([said in _normal_forms(tuple(these)) for said, these in zip(frame.said, lists)]))
-    return {"validity": share("valid"), "plausibility": share("plausible")}
+        return float(np.mean([predicted in _normal_forms(tuple(these)) for predicted, these in zip(frame.predicted, lists)]))
+    return {"validity": fraction("valid"), "plausibility": fraction("plausible")}
 
 # %% ../../nbs/60_metrics.ipynb #grounding-score
 def grounding_score(attention, cells, boxes) -> float:
@@ -99,11 +99,11 @@ def grounding_score(attention, cells, boxes) -> float:
 # %% ../../nbs/60_metrics.ipynb #gqa-metrics
 def gqa_metrics(frame, predictions, choices=None, grounding=None) -> dict[str, float]:
     """Metrics of GQA's `eval.py` for predicted strings, as far as columns allow: `structural` (accuracy per type,
-    binary, open), `entailed` (consistency), `group` (distribution; no share, lower is better); `choices`: question id
+    binary, open), `entailed` (consistency), `group` (distribution; no fraction, lower is better); `choices`: question id
     -> {valid, plausible}; `grounding`: `grounding_score` per row. Frames of other questions give the accuracy."""
     _check(frame, predictions)
-    right = [exact_match(said, answers) for said, answers in zip(predictions, frame.answers)]
-    judged = frame.assign(right=right, said=list(map(normalise_answer, predictions)), grounding=grounding)
+    right = [exact_match(predicted, answers) for predicted, answers in zip(predictions, frame.answers)]
+    judged = frame.assign(right=right, predicted=list(map(normalise_answer, predictions)), grounding=grounding)
     if "balanced" in frame: judged = judged[frame.balanced.astype(bool)]
     result = {"accuracy": float(judged.right.mean()), "examples": len(judged)}
     if "structural" in frame:
@@ -112,7 +112,7 @@ def gqa_metrics(frame, predictions, choices=None, grounding=None) -> dict[str, f
                                                            ("open", judged.right[is_open])) if len(of)}
         result |= _means("structural type", judged.right, judged.structural)
     if "entailed" in frame: result |= _consistency(judged, dict(zip(frame.uid, right)))
-    if "group" in frame: result |= _distribution(judged.group, map(normalise_answer, judged.answers.str[0]), judged.said)
+    if "group" in frame: result |= _distribution(judged.group, map(normalise_answer, judged.answers.str[0]), judged.predicted)
     if choices is not None: result |= _choices(judged, choices)
     if grounding is not None: result["grounding"] = float(judged.grounding.mean())
     return result
@@ -129,7 +129,7 @@ def retrieval_ranks(scores, own) -> np.ndarray:
     return ranks
 
 def recall_at(ranks, k) -> float:
-    "Share of ranks, counted from 1, that are at most `k`."
+    "Fraction of ranks, counted from 1, that are at most `k`."
     return float((np.asarray(ranks) <= k).mean())
 
 # %% ../../nbs/60_metrics.ipynb #text-ranks
@@ -191,10 +191,10 @@ def refer_metrics(frame, boxes) -> dict[str, float]:
 
 # %% ../../nbs/60_metrics.ipynb #oracle-recall
 def oracle_recall(frame, candidate_boxes, at=.5) -> dict[str, float]:
-    "Share of expressions with a candidate (per row: (N, 4) corners, fractions) that overlaps the referred box by > `at`."
-    found = _overlaps(frame, candidate_boxes) > at
-    parts = _means("oracle recall, part", found, frame.part) if "part" in frame else {}
-    return {"oracle recall": float(found.mean()), "examples": len(frame)} | parts
+    "Fraction of expressions with a candidate (per row: (N, 4) corners, fractions) that overlaps the referred box by > `at`."
+    covered = _overlaps(frame, candidate_boxes) > at
+    parts = _means("oracle recall, part", covered, frame.part) if "part" in frame else {}
+    return {"oracle recall": float(covered.mean()), "examples": len(frame)} | parts
 
 # %% ../../nbs/60_metrics.ipynb #choice-metrics
 def choice_metrics(frame, predictions) -> dict[str, float]:

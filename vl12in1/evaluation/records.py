@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 
 # %% ../../nbs/63_records.ipynb #write-json
-def write_json(path, content):
+def write_json(path: Path, content) -> None:
     "Write `content` as JSON, and the folders above it."
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(content, indent=1) + "\n")
 
 # %% ../../nbs/63_records.ipynb #named-scores
-def named_scores(scores) -> dict:
+def named_scores(scores: dict) -> dict:
     "(model, seed, task) -> scores (items,), as model -> `seed0` … -> task -> mean, and the `average` of all of them."
     named = {}
     for (model, seed, task), items in scores.items():
@@ -28,9 +28,12 @@ def named_scores(scores) -> dict:
     return {"average": round(float(np.mean(cells)), 6), **named} if cells else {}
 
 # %% ../../nbs/63_records.ipynb #write-item-scores
-def write_item_scores(path, scores, images=None):
-    """Write scores between 0 and 1: (model, seed, task) -> (items,), one number per test item. `images`: task -> the keys of
-    each item's images; without it, every item counts as a picture of its own."""
+def write_item_scores(
+    path: Path,                  # a CSV file
+    scores: dict,                # (model, seed, task) -> (items,), between 0 and 1
+    images: dict | None = None,  # task -> keys of each item's images; None: every item has a picture of its own
+) -> None:
+    "Write a line per test item: model, seed, task, images, and the score in percent."
     lines = []
     for (model, seed, task), items in scores.items():
         keys = images[task] if images else [(str(number),) for number in range(len(items))]
@@ -53,10 +56,14 @@ def read_item_images(path) -> dict[str, list[tuple[str, ...]]]:
     return {task: [tuple(keys.split(" ")) for keys in items.images] for (_, _, task), items in tests}
 
 # %% ../../nbs/63_records.ipynb #write-results
-def write_results(reports, run, scores, images, metrics) -> dict:
-    """Write `scores/<run>.json`, `items/<run>.csv` and `metrics/<run>.json` below `reports`; returns the named scores.
-    `scores`: (model, seed, task) -> (items,); `images`: task -> keys of each item's images; `metrics`: model -> `seed0` … ->
-    task -> official metrics."""
+def write_results(
+    reports: Path,        # the folder of all reports
+    run: str,             # name of the run
+    scores: dict,         # (model, seed, task) -> (items,), between 0 and 1
+    images: dict | None,  # task -> keys of each item's images; None: every item has a picture of its own
+    metrics: dict,        # model -> `seed0` … -> task -> official metrics
+) -> dict:
+    "Write `scores/<run>.json`, `items/<run>.csv` and `metrics/<run>.json`; returns the named scores."
     reports, named = Path(reports), named_scores(scores)
     write_json(reports / f"scores/{run}.json", named)
     write_json(reports / f"metrics/{run}.json", metrics)

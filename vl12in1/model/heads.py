@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'TOKENS', 'Head', 'two_layers', 'AnswerHead', 'MatchHead', 'soft', 'GroundHead', 'LabelHead', 'EntailHead',
-           'PairHead', 'make_heads', 'TwelveInOne', 'tokens_per_head', 'with_tokens', 'tells_apart', 'with_task']
+           'PairHead', 'make_heads', 'TwelveInOne', 'tokens_per_head', 'with_tokens', 'with_task']
 
 # %% ../../nbs/44_heads.ipynb #61d8929a
 from dataclasses import replace
@@ -456,11 +456,6 @@ def with_tokens(model: TwelveInOne, rows) -> TwelveInOne:
     changed.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name != table}, strict=False)
     changed.assets = model.assets
     return changed
-
-# %% ../../nbs/44_heads.ipynb #tells-apart
-def tells_apart(rows, tasks) -> bool:
-    "Has each of the `tasks` a row to itself in a table of task tokens? `rows` as in `EncoderConfig.task_tokens`."
-    return {(task,) for task in tasks} <= set(rows)
 
 # %% ../../nbs/44_heads.ipynb #with-task
 def with_task(model: TwelveInOne, task, answers: int = 0) -> TwelveInOne:

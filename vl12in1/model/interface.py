@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..tasks import as_tuples
+
 # %% ../../nbs/40_interface.ipynb #a4000006
 def mask_of(lengths, longest) -> torch.Tensor:
     "(N,) lengths -> (N, longest) bool, True where a row has something."
@@ -99,11 +101,6 @@ STREAMS = {"text_to_image": ("text", "image"), "image_to_text": ("image", "text"
 def map_name(asks, asked) -> str:
     "The name of the map of the stream that `asks` over the stream that is `asked`."
     return asks if asks == asked else f"{asks}_to_{asked}"
-
-# %% ../../nbs/40_interface.ipynb #as-tuples
-def as_tuples(value):
-    "`value` with every list in it, at any depth, turned into a tuple."
-    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 # %% ../../nbs/40_interface.ipynb #a400000d
 class EncoderConfig:

@@ -6,6 +6,7 @@
 __all__ = ['CheckpointError', 'Tensors', 'open_tensors', 'write_tensors', 'Assets', 'read_json', 'check_depth', 'SavedModel']
 
 # %% ../../nbs/43_saving.ipynb #e403ac17
+import hashlib
 import json
 import os
 import re
@@ -171,6 +172,16 @@ def read_json(path, kind: type = dict):
         raise CheckpointError(f"{path}: not a JSON {'object' if kind is dict else 'list'}; get the file again")
     return content
 
+# %% ../../nbs/43_saving.ipynb #digests-of
+def word_lists(assets: Assets) -> dict[str, tuple[str, ...]]:
+    "Name of a file of words -> the words, of the lists that there are."
+    lists = {f"answers_{vocabulary}.json": answers for vocabulary, answers in assets.answers.items()}
+    return ({"vocab.txt": assets.pieces} if assets.pieces else {}) | lists
+
+def digest_of(words) -> str:
+    "SHA-256 of words in their order."
+    return hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()
+
 # %% ../../nbs/43_saving.ipynb #write-assets
 def write_assets(assets: Assets, folder: Path):
     "Writes what `read_assets` reads: `vocab.txt`, `answers_<vocabulary>.json`, `origin.json`; of another model's words none stay."
@@ -180,6 +191,7 @@ def write_assets(assets: Assets, folder: Path):
         text = json.dumps(answers, ensure_ascii=False, indent=0)
         (folder / f"answers_{vocabulary}.json").write_text(text + "\n", encoding="utf-8")
     origin = {name: value for name, value in asdict(assets).items() if name in ("tasks", "regions", "data")}
+    origin["words"] = {name: digest_of(words) for name, words in word_lists(assets).items()}
     (folder / "origin.json").write_text(json.dumps(origin, indent=1) + "\n")
 
 # %% ../../nbs/43_saving.ipynb #read-words
@@ -198,21 +210,32 @@ def read_assets(folder: Path) -> Assets:
     record = read_json(origin) if origin.exists() else {}
     for name, part in record.items():
         tables = [part, *part.values()] if name in ("tasks", "data") and isinstance(part, dict) else [part]
-        if name not in ("tasks", "regions", "data") or not all(isinstance(table, dict) for table in tables):
+        if name not in ("tasks", "regions", "data", "words") or not all(isinstance(table, dict) for table in tables):
             raise CheckpointError(f"{origin}: {name!r} is not as this library writes it; get the file again")
+    record.pop("words", None)  # of lists, not of the model: `check_digests` reads them
     return Assets(distinct_words(words, pieces), answers, **record)
 
 # %% ../../nbs/43_saving.ipynb #check-lengths
 def check_lengths(assets: Assets, settings: dict, folder: Path):
     "CheckpointError if a list of words is not as long as the table of words, or as its head is wide, by the model's `settings`."
-    widths = {f"answers_{name}.json": (assets.answers.get(name), width, f"the head answer_{name} has {width} outputs")
-              for name, width in settings.get("vocabularies", {}).items()}
-    if "config" in settings:
-        rows = settings["config"]["vocab_size"]
-        widths["vocab.txt"] = assets.pieces, rows, f"the table of words has {rows} rows"
-    for name, (words, width, table) in widths.items():
-        if words and len(words) != width:
-            raise CheckpointError(f"{folder / name}: {len(words)} entries, but {table}: not the files of one model")
+    def check(file, words, length, user):
+        if words and len(words) != length:
+            raise CheckpointError(f"{folder / file}: {len(words)} entries, but {user}: not the files of one model")
+
+    for name, width in settings.get("vocabularies", {}).items():
+        check(f"answers_{name}.json", assets.answers.get(name), width, f"the head answer_{name} has {width} outputs")
+    if "config" not in settings: return
+    rows = settings["config"]["vocab_size"]
+    check("vocab.txt", assets.pieces, rows, f"the table of words has {rows} rows")
+
+# %% ../../nbs/43_saving.ipynb #check-digests
+def check_digests(assets: Assets, folder: Path):
+    "CheckpointError if a list of words is not the one that was saved, by its digest in `origin.json`, where there is one."
+    origin = folder / "origin.json"
+    digests = read_json(origin).get("words", {}) if origin.exists() else {}
+    for name, words in word_lists(assets).items():
+        if name in digests and digest_of(words) != digests[name]:
+            raise CheckpointError(f"{folder / name}: not the words that were saved, or not in their order; get the file again")
 
 # %% ../../nbs/43_saving.ipynb #check-depth
 def check_depth(config, shapes, source):
@@ -238,9 +261,13 @@ Regions: {{ detector or "of a detector that nobody wrote down" }}. It understand
 
 # %% ../../nbs/43_saving.ipynb #local-folder
 FILES = ["config.json", "model.safetensors", "vocab.txt", "answers_*.json", "origin.json"]
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 def local_folder(source, **options) -> Path:
-    "The folder itself, or the files of the model that the hub has under that name, downloaded; CheckpointError if there is neither."
+    """The folder itself, or the files of the model that the hub has under that name, downloaded with `HUB_OPTIONS`;
+    CheckpointError if there is neither, TypeError for another option."""
+    unknown = [name for name in options if name not in HUB_OPTIONS]
+    if unknown: raise TypeError(f"from_pretrained has no option {unknown[0]!r}; there are {', '.join(HUB_OPTIONS)}")
     try:
         if Path(source).is_dir(): return Path(source)
         return Path(snapshot_download(str(source), allow_patterns=FILES, **options))
@@ -268,7 +295,7 @@ class SavedModel(ModelHubMixin, library_name="vl12in1", tags=["vision-language",
 
     @classmethod
     def from_pretrained(cls, source, **options):
-        "The saved model, on the CPU; `options` of the hub: revision, token, local_files_only … CheckpointError if there is none."
+        "The saved model, on the CPU; `options` are `HUB_OPTIONS`. CheckpointError if there is none, TypeError for other options."
         folder = local_folder(source, **options)
         path = folder / "config.json"
         settings = read_json(path)
@@ -287,5 +314,6 @@ class SavedModel(ModelHubMixin, library_name="vl12in1", tags=["vision-language",
         with torch.device("meta"): model = cls(**settings)
         model.assets = read_assets(folder)
         check_lengths(model.assets, model.settings(), folder)
+        check_digests(model.assets, folder)
         fill(model, open_tensors(folder / "model.safetensors"))
         return model.eval()

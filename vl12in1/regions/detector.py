@@ -164,8 +164,12 @@ def cell_boxes(centres: torch.Tensor) -> torch.Tensor:
     return STRIDE * torch.cat([middle - sides / 2, middle + sides / 2], dim=-1)
 
 # %% ../../nbs/33_detector.ipynb #find-boxes
-def find_boxes(centres: torch.Tensor, sizes, config: DetectorConfig) -> list[np.ndarray]:
-    "Best boxes of each picture, (n, 4) float32 in pixels, 1 <= n <= `config.boxes`; `sizes`: its (width, height)."
+def find_boxes(
+    centres: torch.Tensor,   # (B, 5, h, w): logit of a centre, log width, log height, x and y offset in each cell
+    sizes,                   # (width, height) of each picture
+    config: DetectorConfig,  # how many boxes, and how much they may overlap
+) -> list[np.ndarray]:
+    "Best boxes of each picture, (n, 4) float32 in pixels, 1 <= n <= `config.boxes`."
     scores = centres[:, 0].sigmoid().flatten(1)
     scores, cells = scores.topk(min(20 * config.boxes, scores.shape[1]))
     boxes = cell_boxes(centres).flatten(1, 2).gather(1, cells[..., None].expand(-1, -1, 4)).cpu().numpy()

@@ -34,8 +34,13 @@ class Things:
     classes: np.ndarray
     attributes: np.ndarray
 
-def annotated_things(objects: pd.DataFrame, sizes: dict, class_names, attribute_names) -> dict[str, Things]:
-    "The things of each picture in `sizes` (key -> (width, height)), from a table with image, name, attributes, box."
+def annotated_things(
+    objects: pd.DataFrame,  # a row per thing: `image`, `name`, `attributes`, `box`
+    sizes: dict,            # image key -> (width, height)
+    class_names,            # position -> name of a class
+    attribute_names,        # position -> name of an attribute
+) -> dict[str, Things]:
+    "Image key -> its things, for the pictures in `sizes`."
     classes = {name: place for place, name in enumerate(class_names)}
     attributes = {name: place for place, name in enumerate(attribute_names)}
     marks = np.zeros((len(objects), len(attributes)), np.float32)
@@ -88,8 +93,13 @@ def mirrored(picture: np.ndarray, things: Things) -> tuple[np.ndarray, Things]:
     return picture[:, ::-1], Things(boxes, things.classes, things.attributes)
 
 # %% ../../nbs/34_detector_training.ipynb #detector-loss
-def detector_loss(detector: Detector, pictures, things, rng: np.random.Generator) -> torch.Tensor:
-    "Loss of one batch: pictures (h, w, 3) uint8 and their `Things`."
+def detector_loss(
+    detector: Detector,
+    pictures: list,            # (h, w, 3) uint8 each
+    things: list,              # the `Things` of each
+    rng: np.random.Generator,  # which samples boxes
+) -> torch.Tensor:
+    "Loss of one batch: of centres, shapes, classes and attributes, as one number."
     pixels, mask = stack_pictures(pictures)
     maps = detector.backbone(pixels, mask)
     centres = detector.backbone.centres(maps, mask)

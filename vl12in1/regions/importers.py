@@ -186,7 +186,11 @@ def _settings(intakes, given: bool) -> dict:
 # %% ../../nbs/32_importers.ipynb #rejections
 @dataclass
 class _Rejections:
-    "Images that were refused, and why. With `stop`, the first is a `StoreError` that says how to go on."
+    """Images that were refused, and why.
+
+    - `stop`: whether the first one is a `StoreError` that says how to go on
+    - `rows`: source, image and problem of each
+    """
     stop: bool
     rows: list = field(default_factory=list)
 
@@ -235,7 +239,7 @@ def _append(writer: RegionWriter, key: str, arrivals: list, rejections: _Rejecti
     return True
 
 def _write(writer: RegionWriter, photographs, rejections: _Rejections) -> dict:
-    "Write what `_arrivals` yields and is not there; returns whose each stored photograph is (key -> intake)."
+    "Write what `_arrivals` yields and is not there; returns the intake of each stored photograph (key -> intake)."
     owners: dict = {}
     for key, arrivals in photographs:
         first, image, _ = arrivals[0]
@@ -259,7 +263,7 @@ class ImportReport:
     rejected: pd.DataFrame
 
 def _summary(folder, intakes: list, owners: dict) -> pd.DataFrame:
-    "The table of an import, from the index of the finished store and the counts made on the way."
+    "The table of an import, from the index of the finished store and the counts taken on the way."
     index = pd.read_parquet(folder / "index.parquet")
     owner = index["key"].map(lambda key: intakes.index(owners[key]))
     stored = index.groupby(owner)["rows"].agg(images="size", regions="sum").reindex(range(len(intakes)), fill_value=0)

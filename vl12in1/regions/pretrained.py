@@ -82,8 +82,13 @@ def cell_size(config) -> int:
     if patch is None: return 32
     return (patch if isinstance(patch, int) else max(patch)) * 2 ** (len(getattr(config, "depths", [0])) - 1)
 
-def as_map(hidden: torch.Tensor, height: int, width: int, config) -> torch.Tensor:
-    "Last hidden state, tokens (B, T, C) or a map already, of pictures of `height` x `width` pixels -> (B, C, h, w)."
+def as_map(
+    hidden: torch.Tensor,  # last hidden state: tokens (B, T, C), or a map (B, C, h, w) already
+    height: int,           # of the pictures, in pixels
+    width: int,            # of the pictures, in pixels
+    config,                # of the model, from `transformers`
+) -> torch.Tensor:
+    "The hidden state as a map (B, C, h, w); ValueError if the tokens are none."
     if hidden.ndim == 4: return hidden
     rows, columns = height // cell_size(config), width // cell_size(config)
     first = hidden.shape[1] - getattr(config, "num_detection_tokens", 0) - rows * columns
@@ -216,8 +221,14 @@ class Network:
     pixels_at_once: int
 
     @classmethod
-    def open(cls, kind: str, source, device=None, dtype=None) -> "Network":
-        "As `load_model`, with a warning; on the accelerator in float16 if there is one, else on the CPU in float32."
+    def open(
+        cls,
+        kind: str,     # as for `load_model`
+        source,        # as for `load_model`
+        device=None,   # to compute on; None: the accelerator if there is one, else the CPU
+        dtype=None,    # of matrix products; None: float16 on an accelerator, float32 on the CPU
+    ) -> "Network":
+        "As `load_model`, with a warning that features of such models are not the paper's."
         model, preprocessing = load_model(kind, source)
         warnings.warn(f"{source}: {NOTICE}", stacklevel=3)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

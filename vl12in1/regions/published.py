@@ -267,7 +267,12 @@ class FolderReader:
 
 # %% ../../nbs/31_published.ipynb #source
 class Source(NamedTuple):
-    "A published file or folder, its format, and the images it is about (a name in `importers.COLLECTIONS`)."
+    """A published file or folder of regions.
+
+    - `path`: where it is
+    - `format`: a key of `READERS`
+    - `collection`: the images it is about, a name in `importers.COLLECTIONS`
+    """
     path: Path
     format: str
     collection: str

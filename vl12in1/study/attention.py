@@ -62,7 +62,7 @@ def own_pairs(examples: Examples, rows) -> tuple:
 
 # %% ../../nbs/82_attention.ipynb #referred-boxes
 def referred_boxes(frame: pd.DataFrame) -> list:
-    "The box that each example refers to (fractions), None where nobody says."
+    "The box that each example refers to (fractions); None if the task refers to none."
     if "box" in frame: return frame.box.tolist()
     if "candidates" in frame: return [boxes[label] for boxes, label in zip(frame.candidates, frame.label)]
     return [None] * len(frame)
@@ -274,7 +274,7 @@ def _block_height(example: dict) -> float:
 
 
 def attention_figure(
-    examples: list,  # as `attention_example` made them, each with the file name of its `picture`
+    examples: list,  # results of `attention_example`, each with the file name of its `picture`
     folder,          # where the pictures lie
     title: str,      # of the figure
 ) -> Figure:

@@ -22,14 +22,17 @@ from ..corpora import CorpusError
 from ..model import HEADS, PRESETS, TwelveInOne
 from ..model.interface import EncoderConfig
 from ..regions import RegionStore, StoreError, find_features
-from .notebooks import settings
 from ..tasks import TASKS
-from ..training.runs import Run
+from ..training.runs import read_grid
 from ..examples.text import AnswerVocabulary, Tokenizer
 
 # %% ../../nbs/80_doctor.ipynb #source
 class Source(NamedTuple):
-    "Who publishes a corpus, and on what terms."
+    """Who publishes a corpus.
+
+    - `address`: the page to get it from
+    - `licence`: its terms
+    """
     address: str
     licence: str
 
@@ -168,8 +171,7 @@ def _configuration(study: dict, manifest: dict | None) -> EncoderConfig:
 
 def _models_trained(study: dict) -> int:
     "How many models the runs of the grid leave."
-    runs = [Run.of(name, entry) for name, entry in (study["runs"] | study["curricula"]).items()]
-    return sum(len(run.tasks()) * study["seeds"][run.seeds] for run in runs)
+    return sum(len(run.tasks()) * study["seeds"][run.seeds] for run in read_grid(study).values())
 
 
 def _size(study: dict, answers: dict[str, int], store) -> tuple[str, str]:
@@ -214,16 +216,17 @@ def _advice(examined: pd.DataFrame) -> list[str]:
 def doctor(
     data: Path = "data",    # the data folder
     build: Path = "build",  # where stages leave what they make
-    study: dict = None,     # what `notebooks.settings` returns; it is asked if this is None
+    study: dict = None,     # what `notebooks.settings` returns; without it nothing is said of sizes
 ) -> str:
     "What is to be said about data, outputs, machine and profile, as text."
-    study = study or settings()
     store, seen = open_regions(Path(build) / "regions/detected")
     answers, words = vocabularies(Path(build) / "text")
     try: pictures = corpora.image_files(data)
     except CorpusError: pictures = {}  # a list of images is broken, which is said of the corpora that read it
     examined = examine(data, pictures, store)
-    lines = [f"{data}, profile {study['profile']}", "", _table(examined), ""]
+    profile = f"profile {study['profile']}" if study else "outside of a checkout of the study"
+    lines = [f"{data}, {profile}", "", _table(examined), ""]
     if advice := _advice(examined): lines += [*advice, ""]
-    lines += [seen, words, *_size(study, answers, store), accelerator()]
+    if study: lines += [seen, words, *_size(study, answers, store)]
+    lines.append(accelerator())
     return "\n".join([*lines, f"next         {next_step(examined, store, data)}"])

@@ -180,7 +180,7 @@ def heads_figure(heads: pd.DataFrame, title: str) -> Figure:
 
 # %% ../../nbs/82a_heads.ipynb #best-head
 def _best_head(words: pd.DataFrame) -> dict:
-    "The head of a task's rows of `text_to_image` with the largest mass on the referred thing; None where no thing is known."
+    "The head of a task's rows of `text_to_image` with the largest mass on the referred thing; None without one."
     referring = words.dropna(subset="referred")
     if referring.empty: return {"best head": None, "its mass": None}
     best = referring.loc[referring.referred.idxmax()]

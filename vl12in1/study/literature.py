@@ -92,11 +92,11 @@ PUBLISHED = (*_PAPER, *_QUOTED, *_UNCHECKED)
 
 # %% ../../nbs/78_literature.ipynb #find
 def find(
-    systems,           # names; the first that says anything counts
+    systems,           # names, as in `PUBLISHED`
     task: str | None,  # one of the twelve; None: of the whole system
     metric: str,       # a metric of the task, or what else is counted
 ) -> Published | None:
-    "What one of some systems has published."
+    "The first row of `PUBLISHED` about one of the `systems`; None if there is none."
     for row in PUBLISHED:
         if row.system in systems and (row.task, row.metric) == (task, metric): return row
     return None
@@ -175,7 +175,7 @@ OURS = {"ours AT": "at", "ours AT → ST": "ft_all"}  # column -> run
 
 # %% ../../nbs/78_literature.ipynb #comparable
 def comparable(results: Results) -> bool:
-    "Whether what was measured on may stand beside published numbers."
+    "Whether scores may stand beside published numbers: not those of the miniature world."
     return "the miniature world" not in results.data_name()
 
 # %% ../../nbs/78_literature.ipynb #sota-table

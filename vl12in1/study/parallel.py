@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['waiting', 'in_order', 'stale', 'study_stages', 'stale_stages', 'clock', 'Progress', 'rooms', 'reason', 'repro',
-           'placeholders', 'tables', 'failure', 'main']
+           'placeholders', 'tables', 'failure', 'bring_up_to_date', 'main']
 
 # %% ../../nbs/71_parallel.ipynb #59d686ff
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from .notebooks import root, settings
+from ..training.runs import read_grid
 
 # %% ../../nbs/71_parallel.ipynb #waiting
 def waiting(needs: Mapping[str, set[str]]) -> dict[str, set[str]]:
@@ -148,19 +149,25 @@ def failure(failed: Mapping[str, str]) -> str:
     return "\n".join(["failed:", *lines, "executed/ holds their notebooks up to that point. To go on: make study, or",
                       f"  dvc repro {' '.join(failed)}"])
 
+def bring_up_to_date() -> dict[str, str]:
+    "Run all that is out of date, and render the tables if any of it fails; returns the stages that failed, and why."
+    failed = repro({"views": set()})  # whatever they leave as it was is not out of date
+    if failed: return failed
+    needs = stale_stages()
+    print(f"{len(needs)} stages are out of date; {len(rooms())} run at a time", flush=True)
+    failed = repro(needs)
+    return failed | tables() if failed else failed
+
 def main(arguments=None) -> None:
     "All that is out of date, or `--tables`. Exit status 1 if a stage failed; tables are rendered all the same."
     parser = argparse.ArgumentParser(prog="python -m vl12in1.study.parallel", description="Brings the study up to date.")
     parser.add_argument("--tables", action="store_true", help="render the tables again from what is in reports/, and run nothing else")
     only_tables = parser.parse_args(arguments).tables
-    try: settings()
-    except ValueError as error: sys.exit(str(error))
-    if only_tables: failed = tables()
-    else:
-        failed = repro({"views": set()})  # whatever they leave as it was is not out of date
-        needs = {} if failed else stale_stages()
-        print(f"{len(needs)} stages are out of date; {len(rooms())} run at a time", flush=True)
-        if failed := failed | repro(needs): failed |= tables()
+    from dvc.exceptions import DvcException
+    try:
+        read_grid(settings())
+        failed = tables() if only_tables else bring_up_to_date()
+    except (ValueError, OSError, DvcException) as error: sys.exit(str(error))
     if failed: sys.exit(failure(failed))
 
 # %% ../../nbs/71_parallel.ipynb #b7bae8e8

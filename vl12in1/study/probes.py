@@ -51,7 +51,7 @@ def _detected(objects: pd.DataFrame, regions: Regions) -> pd.DataFrame:
 
 
 def detected_objects(objects: pd.DataFrame, detected) -> pd.DataFrame:
-    "The objects that the detector has found, picture by picture, with a column `region`; `detected`: image key -> its `Regions`."
+    "The detected objects, picture by picture, each with its `region`; `detected`: image key -> its `Regions`."
     pictures = objects.groupby("image", sort=True)
     parts = [_detected(own, detected[key]) for key, own in pictures if key in detected]
     return pd.concat([objects.iloc[:0].assign(region=0), *parts]).reset_index(drop=True)
@@ -101,7 +101,7 @@ def _boxes(objects: pd.DataFrame) -> np.ndarray:
 
 
 def _labels(objects: pd.DataFrame, categories: int) -> dict[str, np.ndarray]:
-    "Property of a single thing -> what is right for each object, None where nobody says: (objects,)."
+    "Property of a single thing -> label of each object (objects,), None where it is not annotated."
     boxes = _boxes(objects)
     third = np.clip(3 * (boxes[:, 0] + boxes[:, 2]) / 2, 0, 2).astype(int)
     labels = dict(category=common_names(objects.name.str.lower(), categories),
@@ -112,7 +112,7 @@ def _labels(objects: pd.DataFrame, categories: int) -> dict[str, np.ndarray]:
 
 # %% ../../nbs/83_probes.ipynb #questions
 def questions(objects: pd.DataFrame, categories: int = 10) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    "Property -> rows of `objects` whose vectors are read, (n, 1), for relations (n, 2), and what is right, (n,)."
+    "Property -> rows of `objects` whose vectors are read, (n, 1), for relations (n, 2), and their labels (n,)."
     asked = {}
     for name, labels in _labels(objects, categories).items():
         rows = np.flatnonzero(pd.notna(labels))

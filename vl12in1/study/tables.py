@@ -21,7 +21,7 @@ from ..tasks import GROUPS, TASKS
 
 # %% ../../nbs/76_tables.ipynb #data-name
 def data_name(data: Path) -> str:
-    "What the folder `data` holds, as tables print it."
+    "Name of the data in the folder `data`, for tables."
     path = Path(data) / "world.json"
     if not path.exists(): return "the corpora in `data/`"
     seed = json.loads(path.read_text())["seed"]
@@ -99,12 +99,12 @@ def scores_table(results: Results, rows: tuple) -> pd.DataFrame:
 
 # %% ../../nbs/76_tables.ipynb #missing
 def missing(value) -> bool:
-    "None or not a number."
+    "Whether a value is None or NaN."
     return value is None or value != value
 
 
 def cell(value) -> str:
-    "How a value is printed: two decimals, thousands apart, `–` for nothing."
+    "A value as text: floats with two decimals, commas between thousands, `–` for a missing one."
     if missing(value): return "–"
     if isinstance(value, float): return f"{value:,.2f}"
     if isinstance(value, int): return f"{value:,}"
@@ -112,7 +112,7 @@ def cell(value) -> str:
 
 
 def probability(p: float | None) -> str:
-    "How a p is printed."
+    "A p-value as text: three decimals, or `< 0.001`."
     if missing(p): return cell(None)
     return "< 0.001" if p < .001 else f"{p:.3f}"
 

@@ -13,46 +13,64 @@ from ..tasks import loss_scales
 
 # %% ../../nbs/53_balancing.ipynb #scaledlosses
 class ScaledLosses(nn.Module):
-    "Each task's loss times its learning rate over the smallest one of `tasks` (names). Learns nothing."
+    """Each task's loss times its learning rate over the smallest one of `tasks` (names). Learns nothing.
+
+    - `scales`: task -> factor of its loss
+    """
 
     def __init__(self, tasks):
         super().__init__()
         self.scales = loss_scales(tasks)
 
-    def forward(self, task, loss): return loss * self.scales[task]
+    def forward(self, task, loss) -> torch.Tensor:
+        "The loss of `task`, a scalar -> what is differentiated, a scalar."
+        return loss * self.scales[task]
 
 # %% ../../nbs/53_balancing.ipynb #uncertaintyweighting
 class UncertaintyWeighting(nn.Module):
-    "Each task's loss over its learned variance, plus half the log-variance (Kendall et al. 2018)."
+    """Half of each task's loss over its learned variance, plus half the log-variance (Kendall et al. 2018).
+
+    - `weightings`: task -> the module that holds its log-variance
+    """
 
     def __init__(self, tasks):
         from torchjd.scalarization import UW
         super().__init__()
         self.weightings = nn.ModuleDict({task: UW(1) for task in tasks})
 
-    def forward(self, task, loss): return self.weightings[task](loss[None])
+    def forward(self, task, loss) -> torch.Tensor:
+        "The loss of `task`, a scalar -> what is differentiated, a scalar."
+        return self.weightings[task](loss[None])
 
 # %% ../../nbs/53_balancing.ipynb #inturn
 class InTurn:
     "A step of the optimiser for every task's gradient."
 
     def add(self, optimizer):
+        "A step along the gradient of one task, which is then dropped."
         optimizer.step()
         optimizer.zero_grad()
 
-    def end(self, optimizer): "Nothing is left."
+    def end(self, optimizer): "Nothing is left to do at the end of an iteration."
 
 # %% ../../nbs/53_balancing.ipynb #together
 class Together:
-    "One step per iteration: the gradients of `shared` (parameters), a row per task, combined by an aggregator of torchjd."
+    """One step per iteration, along one gradient made of those of all tasks.
+
+    - `shared`: the parameters whose gradients are combined
+    - `aggregator`: of torchjd; makes one gradient of a row per task
+    - `rows`: for each task so far the gradients of `shared`, None where it has none
+    """
 
     def __init__(self, shared, aggregator): self.shared, self.aggregator, self.rows = list(shared), aggregator, []
 
     def add(self, optimizer):
+        "Put the gradient of one task aside."
         self.rows.append([parameter.grad for parameter in self.shared])
         for parameter in self.shared: parameter.grad = None
 
     def end(self, optimizer):
+        "One step along the combined gradient; none if no task has added its own."
         if not self.rows: return
         from torchjd.autojac import jac_to_grad
         for parameter, rows in zip(self.shared, zip(*self.rows)):

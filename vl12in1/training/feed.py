@@ -20,7 +20,13 @@ def generator(seed, name, *numbers) -> np.random.Generator:
 
 # %% ../../nbs/55_feed.ipynb #trainingbatches
 class TrainingBatches(Dataset):
-    "The endless sequence of a task's training batches: `self[i]` is batch i of the run, `steps` of them are one pass over the data."
+    """The endless sequence of a task's training batches: `self[i]` is batch i of the run.
+
+    - `examples`: the task's `Examples`
+    - `batch_size`: examples per batch; the last one of a pass may have fewer
+    - `seed`: of the orders, and of what is drawn for a batch
+    - `steps`: batches in one pass over the data
+    """
 
     def __init__(self, examples, batch_size, seed=0):
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
@@ -34,6 +40,7 @@ class TrainingBatches(Dataset):
         return self._order[1]
 
     def __getitem__(self, i):
+        "The `Batch` with that number, counted over all passes."
         epoch, step = divmod(i, self.steps)
         rows = self.order(epoch)[step * self.batch_size:(step + 1) * self.batch_size]
         return self.examples.batch(rows, generator(self.seed, self.examples.task.name, epoch, step))

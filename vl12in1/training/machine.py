@@ -13,10 +13,15 @@ import torch
 # %% ../../nbs/54_machine.ipynb #machine
 @dataclass(frozen=True)
 class Machine:
-    "Where a run computes: `Machine.auto()` decides."
-    device: str         # "cpu" or "cuda"
-    bfloat16: bool      # forward passes in bfloat16, parameters stay float32
-    workers: int        # processes per task that read batches ahead
+    """Where a run computes: `Machine.auto()` decides.
+
+    - `device`: "cpu" or "cuda"
+    - `bfloat16`: whether forward passes are in bfloat16; parameters stay float32
+    - `workers`: processes per task that read batches ahead
+    """
+    device: str
+    bfloat16: bool
+    workers: int
 
     @classmethod
     def auto(cls):
@@ -24,4 +29,6 @@ class Machine:
         cuda = torch.cuda.is_available()
         return cls("cuda" if cuda else "cpu", cuda and torch.cuda.is_bf16_supported(), int(cuda))
 
-    def autocast(self): return torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16)
+    def autocast(self):
+        "The context in which a forward pass has the machine's precision."
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16)

@@ -85,7 +85,12 @@ def hide(features, hidden, region_mask) -> torch.Tensor:
 
 # %% ../../nbs/59_masking.ipynb #captions
 class Captions:
-    "Which captions go with which pictures."
+    """Which captions go with which pictures.
+
+    - `keys`: image key of each row
+    - `texts`: number of each row's caption; captions that read alike have one number
+    - `own`: (image key, caption) of all rows
+    """
 
     def __init__(self, keys, tokens):
         "The image key and the piece ids of each row."
@@ -104,7 +109,7 @@ class Captions:
 
 # %% ../../nbs/59_masking.ipynb #contents
 def contents(examples, rows, features) -> torch.Tensor:
-    "What is to be said of each region: its class distribution (N, R, C), or its row of unmasked `features` (N, R, D)."
+    "What is asked of each region: its class distribution (N, R, C), or its row of unmasked `features` (N, R, D)."
     if examples.masking.region_target != "classes": return features
     stored = [examples.sources.detected[examples.images[row][0]].class_probs for row in rows]
     probs = F.pad(pad([each.astype(np.float32) for each in stored])[0], (0, 0, 1, 0))

@@ -15,7 +15,10 @@ import numpy as np
 
 # %% ../../nbs/52_schedules.ipynb #schedule
 class Schedule:
-    "A schedule that is a function of the iteration alone: it ignores scores, stops no task and has no state."
+    """A schedule that is a function of the iteration alone: it ignores scores, stops no task and has no state.
+
+    - `tasks`: names of all its tasks
+    """
     tasks: tuple[str, ...]
 
     def observe(self, task, score):
@@ -67,10 +70,10 @@ class Proportional(Schedule):
 
 # %% ../../nbs/52_schedules.ipynb #curriculum
 class Curriculum(Schedule):
-    "Tasks enter in the order given, evenly over the share `ramp` of the `iterations`; those that have entered take turns."
+    "Tasks enter in the order given, evenly over the fraction `ramp` of the `iterations`; those that have entered take turns."
 
     def __init__(self, tasks, iterations, ramp=.5):
-        if not 0 < ramp <= 1: raise ValueError(f"ramp {ramp}: the share of the run in which tasks enter, above 0, at most 1")
+        if not 0 < ramp <= 1: raise ValueError(f"ramp {ramp}: the fraction of the run in which tasks enter, above 0, at most 1")
         self.tasks, self.interval = tuple(tasks), ramp * iterations / len(tasks)
 
     def tasks_at(self, iteration) -> tuple[str, ...]:
@@ -81,11 +84,21 @@ class Curriculum(Schedule):
 # %% ../../nbs/52_schedules.ipynb #stopandgo
 @dataclass
 class StopAndGo:
-    "The paper's controller of one task: `observe` validation scores, read `stopped`. The defaults are published."
-    patience: int = 1                 # validations without improvement that are forgiven
-    threshold: float = .001           # an improvement is more than this above the best, relatively
-    continue_threshold: float = .005  # a drop is more than this below the best, relatively
-    cooldown: int = 1                 # validations after a change of mode at which none counts as bad
+    """The paper's controller of one task: `observe` validation scores, read `stopped`. The defaults are published.
+
+    - `patience`: validations without improvement that are forgiven
+    - `threshold`: an improvement is more than this above the best score, relatively
+    - `continue_threshold`: a drop is more than this below the best score, relatively
+    - `cooldown`: validations after a change of mode at which none counts as bad
+    - `best`: the last score that counted as an improvement
+    - `bad`: validations in a row that were none
+    - `cooling`: validations of the cooldown still to come
+    - `stopped`: whether the task is held back
+    """
+    patience: int = 1
+    threshold: float = .001
+    continue_threshold: float = .005
+    cooldown: int = 1
     best: float = -math.inf
     bad: int = 0
     cooling: int = 0
@@ -114,7 +127,12 @@ class StopAndGo:
 
 # %% ../../nbs/52_schedules.ipynb #dynamicstopandgo
 class DynamicStopAndGo(Schedule):
-    "Any schedule, with one `StopAndGo` per task: a stopped task steps only at iterations divisible by `gap`."
+    """Any schedule, with one `StopAndGo` per task: a stopped task steps only at iterations divisible by `gap`.
+
+    - `schedule`: the one that says whose turn it would be
+    - `gap`: iterations between two steps of a stopped task
+    - `controllers`: task -> its `StopAndGo`
+    """
 
     def __init__(self, schedule, gap=4, **settings):
         "`settings` are those of `StopAndGo`: patience, threshold, continue_threshold, cooldown."
@@ -148,6 +166,6 @@ class DynamicStopAndGo(Schedule):
 
 # %% ../../nbs/52_schedules.ipynb #linear-warmup
 def linear_warmup(step, total, warmup=.1) -> float:
-    "Factor of the learning rate at `step` of `total`: up from 0 over the share `warmup`, then down to 0."
+    "Factor of the learning rate at `step` of `total`: up from 0 over the fraction `warmup`, then down to 0."
     peak = warmup * total
     return step / peak if step < peak else max(0., (total - step) / max(1., total - peak))

@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..examples.batches import Examples
-from ..model import PRESETS, TwelveInOne, parameter_groups
+from ..model import PRESETS, CheckpointError, TwelveInOne, parameter_groups
 from ..model.interface import method_of
 from ..model.saving import Assets
 from ..tasks import TASKS, TRAINABLE
@@ -70,10 +70,18 @@ class TrainingConfig:
 # %% ../../nbs/57_trainer.ipynb #feed
 @dataclass(frozen=True)
 class Feed:
-    "The data of one task in a run: training batches, validation examples, and the iterations between two validations (`every`)."
+    """The data of one task in a run. ValueError if there is nothing to learn from.
+
+    - `train`: training batches
+    - `val`: validation examples
+    - `every`: iterations between two validations
+    """
     train: TrainingBatches
     val: Examples
     every: int
+
+    def __post_init__(self):
+        for examples in (self.train.examples, self.val): examples.check_learnable()
 
     @classmethod
     def of(cls, task, splits, sources, config) -> "Feed":
@@ -113,7 +121,11 @@ def assets_of(examples, before: Assets) -> Assets:
 
 # %% ../../nbs/57_trainer.ipynb #e5700002
 class TrainingStep(nn.Module):
-    "`Batch` -> the loss of its task as it is to be descended, and as it is (a number without a gradient)."
+    """`Batch` -> the loss of its task as it is to be descended, and as it is.
+
+    - `model`: from batches to logits; its head knows the loss
+    - `balance`: what a task's loss weighs
+    """
 
     def __init__(self, model, balance):
         "`balance`: what a task's loss weighs, one of `training.balancing.LOSSES`."
@@ -121,17 +133,19 @@ class TrainingStep(nn.Module):
         self.model, self.balance = model, balance
 
     def forward(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        "Two scalars: the loss that is differentiated, balanced, and the head's own, without a gradient."
         loss = self.model.head(batch.task).loss(self.model(batch), batch)
         return self.balance(batch.task, loss), loss.detach()
 
 # %% ../../nbs/57_trainer.ipynb #trainer
 class Trainer:
-    "Trains `model` on the tasks of `feeds` in the order `schedule` asks for, and leaves its history and checkpoint in `folder`."
+    "Trains `model` on the tasks of `feeds` in the order `schedule` asks for, and leaves its checkpoint in `folder`."
 
     def __init__(self, model, feeds: dict[str, Feed], schedule, config, folder, identity=None, machine=None,
                  losses=None, gradients=None):
-        """`identity` is the `fingerprint` of what is being trained: a checkpoint of anything else is not continued. `losses` and
-        `gradients` balance the tasks, see `training.balancing`; the paper's ways unless given."""
+        """`identity` is the `fingerprint` of what is being trained: a checkpoint of anything else is not continued. Without one
+        nothing is compared, and a checkpoint in `folder` that was written without one is continued, whatever it was trained on.
+        `losses` and `gradients` balance the tasks, see `training.balancing`; the paper's ways unless given."""
         self.machine = machine or Machine.auto()
         self.model, self.feeds, self.schedule, self.config = model, feeds, schedule, config
         self.folder, self.identity = Path(folder), identity or {}
@@ -146,19 +160,27 @@ class Trainer:
         self.iteration, self.history = 0, []
         self.steps, self.losses = dict.fromkeys(feeds, 0), {task: [0., 0] for task in feeds}
 
-    def run(self) -> pd.DataFrame:
-        "Train to the end, from the last checkpoint if there is one; returns the history."
-        self.resume()
-        streams = {task: stream(feed.train, self.steps[task], self.machine.workers) for task, feed in self.feeds.items()}
-        for i in tqdm(range(self.iteration, self.config.iterations), initial=self.iteration,
-                      total=self.config.iterations, desc="+".join(self.feeds)[:40], mininterval=5):
-            self.set_rates(linear_warmup(i, self.config.iterations, self.config.warmup))
-            for task in self.schedule.tasks_at(i): self.descend(task, next(streams[task]))
-            self.gradients.end(self.optimizer)
-            self.iteration = i + 1
-            self.validate()
-            if self.iteration % self.config.checkpoint_every == 0 or self.iteration == self.config.iterations: self.save()
-        return pd.DataFrame(self.history)
+# %% ../../nbs/57_trainer.ipynb #e5700017
+@method_of(Trainer)
+def run(self) -> pd.DataFrame:
+    "Train to the end, from the last checkpoint if there is one. The history: a row for each validation of a task."
+    self.resume()
+    total = self.config.iterations
+    streams = {task: stream(feed.train, self.steps[task], self.machine.workers) for task, feed in self.feeds.items()}
+    name = "+".join(self.feeds)[:40]
+    for iteration in tqdm(range(self.iteration, total), initial=self.iteration, total=total, desc=name, mininterval=5):
+        self.iterate(iteration, streams)
+        if self.iteration % self.config.checkpoint_every == 0 or self.iteration == total: self.save()
+    return pd.DataFrame(self.history)
+
+@method_of(Trainer)
+def iterate(self, iteration, streams):
+    "One iteration: a step of each task that the schedule names, with the next batch of its stream, then validation."
+    self.set_rates(linear_warmup(iteration, self.config.iterations, self.config.warmup))
+    for task in self.schedule.tasks_at(iteration): self.descend(task, next(streams[task]))
+    self.gradients.end(self.optimizer)
+    self.iteration = iteration + 1
+    self.validate()
 
 # %% ../../nbs/57_trainer.ipynb #set-rates
 @method_of(Trainer)
@@ -193,18 +215,43 @@ def validate(self):
 
 # %% ../../nbs/57_trainer.ipynb #random-state
 def random_state(machine) -> list[torch.Tensor]:
-    "State of the generators that dropout draws from."
+    "State of the generators that dropout draws from: the processor's and, if it is used, the accelerator's."
     return [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if machine.device == "cuda" else [])
 
+def restore_random(states, machine):
+    "Put back what `random_state` returned. A run that goes on where there is no accelerator needs the processor's only."
+    setters = [torch.set_rng_state] + ([torch.cuda.set_rng_state] if machine.device == "cuda" else [])
+    for restore, state in zip(setters, states): restore(state.cpu())
+
+# %% ../../nbs/57_trainer.ipynb #e5700010
+COUNTS = ("iteration", "steps", "losses", "history")  # attributes of the trainer that a checkpoint keeps as they are
+
+@method_of(Trainer)
+def parts(self) -> dict:
+    "What has a state of its own, by its name in the checkpoint."
+    return dict(model=self.model, balance=self.step.balance, optimizer=self.optimizer, schedule=self.schedule)
+
+@method_of(Trainer)
+def state(self) -> dict:
+    "All that a run has to know to go on: numbers, plain containers and tensors."
+    counts = {name: getattr(self, name) for name in COUNTS}
+    states = {name: part.state_dict() for name, part in self.parts().items()}
+    return dict(identity=self.identity, random=random_state(self.machine), **counts, **states)
+
+@method_of(Trainer)
+def restore(self, state):
+    "Put back everything that `state()` returned."
+    for name in COUNTS: setattr(self, name, state[name])
+    for name, part in self.parts().items(): part.load_state_dict(state[name])
+    restore_random(state["random"], self.machine)
+
+# %% ../../nbs/57_trainer.ipynb #e5700012
 @method_of(Trainer)
 def save(self):
     "Write the checkpoint, in one move."
-    path, state = self.folder / "checkpoint.pt", dict(
-        identity=self.identity, iteration=self.iteration, steps=self.steps, losses=self.losses, history=self.history,
-        model=self.model.state_dict(), balance=self.step.balance.state_dict(), optimizer=self.optimizer.state_dict(),
-        schedule=self.schedule.state_dict(), random=random_state(self.machine))
+    path = self.folder / "checkpoint.pt"
     self.folder.mkdir(parents=True, exist_ok=True)
-    torch.save(state, path.with_suffix(".part"))
+    torch.save(self.state(), path.with_suffix(".part"))
     os.replace(path.with_suffix(".part"), path)
 
 # %% ../../nbs/57_trainer.ipynb #fingerprint
@@ -224,20 +271,36 @@ def differing(then, now) -> list[str]:
     "Names of the parts in which two fingerprints differ."
     return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
 
+# %% ../../nbs/57_trainer.ipynb #e5700013
+KEPT = (*COUNTS, "identity", "random", "model", "balance", "optimizer", "schedule")
+
+def _reason(error) -> str:
+    "The first line of an error's message, or its kind."
+    return (str(error) or type(error).__name__).splitlines()[0][:120]
+
+def read_checkpoint(path, device) -> dict:
+    "What `Trainer.save` wrote, its tensors on `device`; CheckpointError for anything else. Executes nothing."
+    advice = "delete it, and training begins anew, or put back a copy"
+    try: state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # a damaged file makes the reader stumble over anything
+        raise CheckpointError(f"{path}: damaged, or no checkpoint ({_reason(error)}); {advice}") from None
+    absent = [name for name in KEPT if name not in state] if isinstance(state, dict) else KEPT
+    if absent: raise CheckpointError(f"{path}: no checkpoint of a training run, it lacks {', '.join(absent)}; {advice}")
+    return state
+
 # %% ../../nbs/57_trainer.ipynb #resume
 @method_of(Trainer)
 def resume(self):
-    "Continue from the folder's checkpoint if it belongs to this very run; otherwise begin, with a warning of what changed."
+    """Continue from the folder's checkpoint if it belongs to this very run; otherwise begin, with a warning of what changed.
+    CheckpointError if it is damaged, or claims to belong to this run and does not fit."""
     path = self.folder / "checkpoint.pt"
     if not path.exists(): return
-    state = torch.load(path, map_location=self.machine.device, weights_only=True)
+    state = read_checkpoint(path, self.machine.device)
     then = state["identity"] if isinstance(state["identity"], dict) else {"form of the checkpoint": ""}  # of an earlier version
     changed = differing(then, self.identity)
     if changed:
         warnings.warn(f"{path} is not continued and training begins anew, because this has changed: {', '.join(changed)}")
         return
-    for name in ("iteration", "steps", "losses", "history"): setattr(self, name, state[name])
-    parts = dict(model=self.model, balance=self.step.balance, optimizer=self.optimizer, schedule=self.schedule)
-    for name, part in parts.items(): part.load_state_dict(state[name])
-    torch.set_rng_state(state["random"][0].cpu())
-    if self.machine.device == "cuda": torch.cuda.set_rng_state(state["random"][1].cpu())
+    try: self.restore(state)
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise CheckpointError(f"{path}: does not fit this run ({_reason(error)}); delete it, and training begins anew") from None

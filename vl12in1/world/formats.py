@@ -81,7 +81,8 @@ def info(title: str) -> dict:
             "contributor": "the miniature world", "date_created": "2014-07-10 15:00:00"}
 
 def coco_instances(world: World, keys, title: str) -> dict:
-    "The content of `instances.json` for the photographs `keys`: all their things, named or not by anybody."
+    """The content of `instances.json` for the photographs `keys` of `world`: all their things, whether or not a text names
+    them. `title`: of the release."""
     annotations = [coco_annotation(image_number(key), index, thing)
                    for key in keys for index, thing in enumerate(world.scenes[key].things)]
     categories = [{"supercategory": "person" if name == "person" else "object", "id": number, "name": name}
@@ -91,8 +92,12 @@ def coco_instances(world: World, keys, title: str) -> dict:
             "annotations": annotations, "categories": categories}
 
 # %% ../../nbs/18_formats.ipynb #distinct
-def distinct(draw, count: int, text=lambda drawn: drawn) -> list:
-    "Up to `count` results of `draw()` that differ in their `text`, None apart; stops after twenty draws for each."
+def distinct(
+    draw,                      # function without arguments; it may return None, which does not count
+    count: int,                # most results
+    text=lambda drawn: drawn,  # function: result -> the text that may not repeat
+) -> list:
+    "Results of `draw()` with different texts, from at most 20 x `count` draws."
     by_text = {}
     for _ in range(20 * count):
         drawn = draw()

@@ -12,8 +12,14 @@ from .words import (KIND, RELATIONS, WORDS, Facts, Phrase, coin, denote, describ
                                  with_article, write)
 
 # %% ../../nbs/13a_programs.ipynb #related-mention
-def related_mention(facts: Facts, index: int, rng, category=True, without=()):
-    "A phrase for thing `index` through its relation to another one, or None; `category=False` leaves its noun out."
+def related_mention(
+    facts: Facts,           # of the scene
+    index: int,             # of the thing
+    rng,                    # a `numpy.random.Generator`
+    category: bool = True,  # whether the phrase has its noun
+    without=(),             # words that the phrase must not have
+) -> Phrase | None:
+    "A phrase that fits only thing `index`, through its relation to another one; None if there is none."
     thing = facts.things[index]
     ways = [(name, other) for name in RELATIONS for other, near in enumerate(facts.related[name]) if index in near]
     if not ways:
@@ -25,8 +31,14 @@ def related_mention(facts: Facts, index: int, rng, category=True, without=()):
     options = [describe((word, noun), name, named) for word in words] if named else ()
     return next((phrase for phrase in options if denote(phrase, facts) == {index}), None)
 
-def either_mention(facts: Facts, index: int, rng, category=True, without=()):
-    "A phrase for thing `index`, in half of the cases through another thing; None if none is found."
+def either_mention(
+    facts: Facts,           # of the scene
+    index: int,             # of the thing
+    rng,                    # a `numpy.random.Generator`
+    category: bool = True,  # whether the phrase has its noun
+    without=(),             # words that the phrase must not have
+) -> Phrase | None:
+    "A phrase that fits only thing `index`, in half of the cases through another thing; None if there is none."
     if coin(rng):
         return related_mention(facts, index, rng, category, without)
     return mention(facts, index, rng, without) if category else nameless(facts, index, rng)
@@ -276,7 +288,11 @@ _FULL = {
                   "no, {the} and {the} do not have a different {aspect}."),
 }
 
-def full_answer(form: str, values, answer: str) -> str:
+def full_answer(
+    form: str,      # of the question
+    values: tuple,  # what its template is filled with
+    answer: str,    # in short
+) -> str:
     "The answer as a sentence."
     if form in _FULL:
         return write(_FULL[form][answer == "no"], *values)

@@ -57,7 +57,8 @@ def shared(a: int, b: int, facts: Facts) -> list[str]:
 def property_of_one(kind):
     return lambda facts, phrase: getattr(facts.things[the_one(phrase, facts)], kind)
 
-def in_relation(facts, first, name, second):
+def in_relation(facts: Facts, first: Phrase, name: str, second: Phrase) -> bool:
+    "Whether the thing that `first` fits is in relation `name` to the one that `second` fits."
     return the_one(first, facts) in facts.related[name][the_one(second, facts)]
 
 # %% ../../nbs/13_questions.ipynb #only-position
@@ -123,13 +124,22 @@ def leading_words(text: str) -> str:
     return next(lead for lead in (*_LEADS, text.split()[0]) if f"{text} ".startswith(f"{lead} "))
 
 # %% ../../nbs/13_questions.ipynb #mention
-def mention(facts: Facts, index: int, rng, without=()):
-    "A short phrase that fits only thing `index` and has none of the words `without`; None if there is none."
+def mention(
+    facts: Facts,  # of the scene
+    index: int,    # of the thing
+    rng,           # a `numpy.random.Generator`
+    without=(),    # words that the phrase must not have
+) -> Phrase | None:
+    "A short phrase that fits only thing `index`; None if there is none."
     options = [phrase for phrase in names(facts)[index] if not any(word in without for word in phrase.words)]
     return pick(rng, options) if options else None
 
-def nameless(facts: Facts, index: int, rng):
-    "A phrase for thing `index` that does not say what it is, *the red thing*; None if there is none."
+def nameless(
+    facts: Facts,  # of the scene
+    index: int,    # of the thing
+    rng,           # a `numpy.random.Generator`
+) -> Phrase | None:
+    "A phrase without a noun that fits only thing `index`, *the red thing*; None if there is none."
     thing = facts.things[index]
     options = [words for words in combinations_of(looks(thing))[1:] if denote(Phrase(words), facts) == {index}]
     shortest = [words for words in options if len(words) == len(options[0])]
@@ -244,8 +254,14 @@ _OPEN = {
     "where": _where_values,
 }
 
-def draw_question(facts, rng, form, pairs=YES_NO, singles=_OPEN):
-    "Values and answer for one form, from the makers of `pairs` or of `singles`, or None."
+def draw_question(
+    facts: Facts,           # of the scene
+    rng,                    # a `numpy.random.Generator`
+    form: str,              # of the question
+    pairs: dict = YES_NO,   # form -> function that draws values with the answer yes, and values with the answer no
+    singles: dict = _OPEN,  # form -> function that draws values and their answer
+) -> tuple | None:
+    "Values and answer for one form; None if the scene has none."
     if form in singles:
         return singles[form](facts, rng)
     pair = pairs[form](facts, rng)
@@ -259,8 +275,14 @@ _VQA_FORMS = {
 }
 _VQA_TYPES = {"yes/no": .35, "number": .2, "other": .45}
 
-def attempt(facts, rng, weights, pairs=YES_NO, singles=_OPEN):
-    "A form of `weights`, its values and its answer; the ground's if no form is found."
+def attempt(
+    facts: Facts,           # of the scene
+    rng,                    # a `numpy.random.Generator`
+    weights: dict,          # form -> how often it is tried
+    pairs: dict = YES_NO,   # as for `draw_question`
+    singles: dict = _OPEN,  # as for `draw_question`
+) -> tuple:
+    "A form, its values and its answer; the form `ground` if twenty others have none."
     for _ in range(20):
         form = pick_weighted(rng, weights)
         drawn = next(filter(None, (draw_question(facts, rng, form, pairs, singles) for _ in range(8))), None)

@@ -12,7 +12,7 @@ from .words import (POSITIONS, RELATIONS, Facts, Phrase, coin, combinations_of, 
 
 # %% ../../nbs/14_references.ipynb #unique-words
 def unique_words(facts: Facts, index: int, words) -> list[tuple[str, ...]]:
-    "Combinations of `words` that with the category fit only thing `index`: the shortest, and those one word longer."
+    "Combinations of `words` that with the noun fit only thing `index` of `facts`: the shortest, and those one word longer."
     noun = facts.things[index].category
     unique = [some for some in combinations_of(words)[1:] if fits_only(Phrase((*some, noun)), index, facts)]
     return [some for some in unique if len(some) <= len(unique[0]) + 1]
@@ -57,8 +57,14 @@ def _through_others(facts, index, rng):
 # %% ../../nbs/14_references.ipynb #expressions
 STYLES = {"refcoco": _located_expressions, "refcoco+": _plain_expressions, "refcocog": _full_expressions}
 
-def expressions(scene, index: int, rng, style: str, n: int) -> list[str]:
-    "Up to `n` distinct texts that fit only thing `index`, perhaps none; `style` is a key of `STYLES`."
+def expressions(
+    scene,       # a `Scene`
+    index: int,  # of the thing
+    rng,         # a `numpy.random.Generator`
+    style: str,  # a key of `STYLES`
+    n: int,      # most texts
+) -> list[str]:
+    "Distinct texts that fit only thing `index`; perhaps none."
     texts = STYLES[style](facts_of(scene), index, rng)
     return [texts[number] for number in rng.permutation(len(texts))[:n]]
 
@@ -125,8 +131,12 @@ GUESSES = {
 }
 _GUESS_WEIGHTS = {"name": .3, "quality": .4, "place": .2, "relation": .1}
 
-def guess_denotation(facts: Facts, form: str, values) -> frozenset:
-    "The things for which the answer to a guess is yes."
+def guess_denotation(
+    facts: Facts,   # of the scene
+    form: str,      # of the guess, a key of `GUESSES`
+    values: tuple,  # what its template is filled with
+) -> frozenset:
+    "The indices of the things for which the answer to a guess is yes."
     if form == "name":
         return denote(*values, facts)
     return denote(Phrase((), *values) if form == "relation" else Phrase(values), facts)

@@ -58,7 +58,7 @@ class Scene:
     height: int
 
 # %% ../../nbs/10_scenes.ipynb #positions
-MARGIN = 0.03  # share of a side around each cut within which no word of position applies
+MARGIN = 0.03  # fraction of a side around each cut within which no word of position applies
 
 def positions(thing: Thing, scene: Scene) -> tuple[str, ...]:
     "Those of left, right, top, bottom, middle that are true of the centre of `thing` beyond doubt; perhaps none."
@@ -111,7 +111,8 @@ def _side_lengths(rng, category, size):
     return _quarters(side * stretch), _quarters(side / stretch)
 
 # %% ../../nbs/10_scenes.ipynb #hidden-share
-def _hidden_share(a, b):
+def _hidden_fraction(a, b):
+    "Intersection of two boxes over the area of the smaller one."
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
     return max(width, 0) * max(height, 0) / min(areas)
@@ -121,7 +122,7 @@ def _free_box(rng, lengths, shape, taken, tries=60):
     for _ in range(tries):
         x, y = (1 + _quarters(fraction * space) for fraction, space in zip(rng.random(2), room, strict=True))
         box = (x, y, x + lengths[0], y + lengths[1])
-        if all(_hidden_share(box, other) <= 0.05 for other in taken):
+        if all(_hidden_fraction(box, other) <= 0.05 for other in taken):
             return box
     return None
 

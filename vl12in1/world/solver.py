@@ -28,7 +28,7 @@ def solve_expression(text: str, scene) -> int:
 
 # %% ../../nbs/16a_solver.ipynb #solve-which
 def solve_which(text: str, scene, candidates) -> int:
-    "The one of `candidates` (indices) that a *which* question asks for; ValueError if it is not exactly one."
+    "The one of `candidates` (indices in `scene`) that the question `text` asks for; ValueError if it is not exactly one."
     fits = denote(which_phrase(*read(WHICH, text)), facts_of(scene)) & set(candidates)
     if len(fits) != 1:
         raise ValueError(f"{text!r} fits {len(fits)} of the candidates {list(candidates)}, not one")
@@ -48,7 +48,7 @@ def solve_dialogue(turns, scene) -> int:
 
 # %% ../../nbs/16a_solver.ipynb #solve-pair
 def solve_pair(text: str, left, right) -> bool:
-    "Whether a statement holds of the pair of scenes `left`, `right`."
+    "Whether the statement `text` holds of the pair of scenes `left`, `right`."
     form, values = read(PAIRS, text)
     return PAIR_HOLDS[form](facts_of(left), facts_of(right), *values)
 

@@ -64,8 +64,13 @@ def _caption(facts, rng, detail):
     return template, values + [facts.ground] * template.count("{ground}")
 
 # %% ../../nbs/15_statements.ipynb #captions
-def captions(scene, rng, n=5, others=()) -> list[str]:
-    "Up to `n` distinct captions that hold of `scene` and of none of the scenes `others`, from two hundred draws."
+def captions(
+    scene,       # a `Scene`
+    rng,         # a `numpy.random.Generator`
+    n: int = 5,  # most captions
+    others=(),   # scenes of which none of the captions holds
+) -> list[str]:
+    "Distinct captions that hold of `scene`, from at most two hundred draws."
     facts, rest, texts = facts_of(scene), [facts_of(other) for other in others], {}
     for draw in range(200):
         template, values = _caption(facts, rng, .4 + draw / 400)

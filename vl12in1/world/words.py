@@ -89,13 +89,17 @@ class Phrase:
     relation: str = ""
     other: "Phrase | None" = None
 
-def describe(words, relation="", other=None) -> Phrase:
-    "A phrase of `words` in any order; empty words are left out."
+def describe(words, relation: str = "", other: Phrase | None = None) -> Phrase:
+    "A phrase of `words` in any order, and of its `relation` to the `other` thing, if any; empty words are left out."
     return Phrase(tuple(sorted((word for word in words if word), key=RANK.__getitem__)), relation, other)
 
 # %% ../../nbs/12_words.ipynb #denote
-def denote(phrase: Phrase, facts: Facts, perhaps=False) -> frozenset:
-    "The indices of the things that `phrase` fits, or perhaps fits."
+def denote(
+    phrase: Phrase,
+    facts: Facts,           # of the scene
+    perhaps: bool = False,  # whether things count whose position is in doubt
+) -> frozenset:
+    "The indices of the things that `phrase` fits."
     fits, true = facts.everything, facts.perhaps if perhaps else facts.true
     for word in phrase.words:
         fits = fits & true[word]
@@ -109,8 +113,12 @@ def fits_only(phrase: Phrase, index: int, facts: Facts) -> bool:
     return denote(phrase, facts) == {index} == denote(phrase, facts, perhaps=True)
 
 # %% ../../nbs/12_words.ipynb #noun-phrase
-def noun_phrase(phrase: Phrase, plural=False, front=False) -> str:
-    "The words of `phrase` without article and relation; a position goes to the end, or to the `front`."
+def noun_phrase(
+    phrase: Phrase,
+    plural: bool = False,  # whether the noun is
+    front: bool = False,   # whether a word of position comes first, instead of a place at the end
+) -> str:
+    "The words of `phrase` without article and relation."
     *words, noun = phrase.words if phrase.words and KIND[phrase.words[-1]] == "category" else (*phrase.words, "thing")
     place = words.pop(0) if words and KIND[words[0]] == "position" else ""
     spoken = [*words, PLURALS[noun] if plural else noun]
@@ -125,8 +133,14 @@ def with_article(words: str, article: str) -> str:
         article = "an"
     return f"{article} {words}".strip()
 
-def say(phrase: Phrase, article="", link="", inner="the", plural=False) -> str:
-    "`phrase` with its article, and its relation behind `link` to the other thing, whose article is `inner`."
+def say(
+    phrase: Phrase,
+    article: str = "",     # before the noun
+    link: str = "",        # before the relation: *that is*
+    inner: str = "the",    # the article of the other thing
+    plural: bool = False,  # whether the noun is
+) -> str:
+    "`phrase` as text, with its articles and its relation."
     words = with_article(noun_phrase(phrase, plural), article)
     if not phrase.relation:
         return words
