@@ -202,9 +202,17 @@ def test_item_scores_come_back(tmp_path):
     scores = {(model, seed, task): rng.choice([0, .3, .6, .9, 1], 50) for model in ("vqa", "G1+G4") for seed in (1, 0) for task in ("vqa",)}
     write_item_scores(tmp_path / "deep/items.csv", scores)
     found = read_item_scores(tmp_path / "deep/items.csv")
-    for (model, seed, task), items in scores.items(): assert np.allclose(found[model, task][seed], items, atol=1e-9)
+    for (model, seed, task), items in scores.items(): assert np.allclose(found[model, task][0][seed], items, atol=1e-9)
     write_item_scores(tmp_path / "none.csv", {})
     assert read_item_scores(tmp_path / "none.csv") == {}
+
+
+def test_models_may_have_different_numbers_of_seeds(tmp_path):
+    scores = {("a", 0, "vqa"): np.array([1, 0]), ("a", 1, "vqa"): np.array([0, 0]), ("b", 0, "gqa"): np.array([1, 1, .5])}
+    write_item_scores(tmp_path / "items.csv", scores, dict(vqa=[("coco:1",)] * 2, gqa=[("coco:2",)] * 3))
+    found = read_item_scores(tmp_path / "items.csv")
+    assert found["a", "vqa"][0].tolist() == [[1, 0], [0, 0]] and found["b", "gqa"][0].tolist() == [[1, 1, .5]]
+    assert found["b", "gqa"][1].tolist() == ["coco:2"] * 3
 
 
 # --- task tokens

@@ -198,3 +198,19 @@ def test_a_box_that_was_never_described_names_its_image(tmp_path):
     frame = toy.frames(shared)["refcoco"]["train"][:1].assign(box=[(0., 0., 1., 1.)])
     with pytest.raises(ValueError, match="refcoco, image 'coco:0': box .* is not in the store of given boxes"):
         Examples("refcoco", frame, shared).batch([0], np.random.default_rng(0))
+
+
+# --- runs that diverge
+
+def test_a_run_that_diverges_ends_in_one_error_and_leaves_no_score(tmp_path):
+    run = toy.trainer(tmp_path, iterations=30)
+    run.rates = [1e6] * len(run.rates)
+    with pytest.raises(FloatingPointError, match=r"iteration \d+: .*training has diverged, lower learning_rate \(0.001\)"): run.run()
+    assert not any(np.isnan(row["loss"]) for row in run.history)
+
+
+def test_a_weight_that_is_no_number_is_named(tmp_path):
+    run = toy.trainer(tmp_path, tasks=("refcoco",), iterations=1)
+    with torch.no_grad(): run.model.heads["entail"].classifier.weight[0, 0] = float("inf")  # no loss of this run reads it
+    with pytest.raises(FloatingPointError, match="heads.entail.classifier.weight has numbers that are not finite"): run.run()
+    assert run.history == []

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..tasks import TASKS
-from ..evaluation.records import read_item_images, read_item_scores, write_json, write_results
+from ..evaluation.records import read_item_scores, write_json, write_results
 from .statistics import Cell
 
 # %% ../../nbs/75_results.ipynb #read-runs
@@ -35,9 +35,7 @@ def with_scores(
 
 def read_cells(path: Path) -> dict[tuple[str, str], Cell]:
     "(model, task) -> its cell, from the file of a run's test items."
-    images = read_item_images(path)
-    pictures = {task: np.array([" ".join(keys) for keys in shown]) for task, shown in images.items()}
-    return {(model, task): Cell(scores, pictures[task]) for (model, task), scores in read_item_scores(path).items()}
+    return {key: Cell(scores, pictures) for key, (scores, pictures) in read_item_scores(path).items()}
 
 class Results:
     "All runs below `folder` (`reports/`): `runs`, run -> its metrics, and their cells."
@@ -99,8 +97,7 @@ def invent_run(
         official.setdefault(model, {})[f"seed{seed}"] = {task: (metrics or {}).get(task, {}) for task in models[model]}
         for task in models[model]: scores[model, seed, task] = rng.permutation(items) < items * fraction(model, task)
     write_json(Path(folder) / f"runs/{run}.json", dict(run=run, data_name=data, trained=trained))
-    images = {task: [(f"{task}:{number}",) for number in range(items)] for _, _, task in scores}
-    write_results(folder, run, scores, images, official)
+    write_results(folder, run, scores, None, official)
 
 # %% ../../nbs/75_results.ipynb #side-by-side
 def side_by_side(

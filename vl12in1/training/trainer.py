@@ -8,6 +8,7 @@ __all__ = ['TrainingConfig', 'Feed', 'build_model', 'TrainingStep', 'Trainer', '
 # %% ../../nbs/57_trainer.ipynb #13f3f426
 import hashlib
 import json
+import math
 import os
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -195,15 +196,35 @@ def descend(self, task, batch):
     with self.machine.autocast(): weighed, loss = self.step(batch.to(self.machine.device))
     weighed.backward()
     self.gradients.add(self.optimizer)
+    self.count(task, loss.item())
+
+# %% ../../nbs/57_trainer.ipynb #count
+@method_of(Trainer)
+def diverged(self, what) -> FloatingPointError:
+    "The error that ends a run, with `what` is not finite."
+    rates = f"learning_rate ({self.config.learning_rate:g}) or head_learning_rate ({self.config.head_learning_rate:g})"
+    return FloatingPointError(f"iteration {self.iteration + 1}: {what}; training has diverged, lower {rates}")
+
+@method_of(Trainer)
+def count(self, task, loss):
+    "Add up the loss of a step. FloatingPointError if it is not finite."
+    if not math.isfinite(loss): raise self.diverged(f"the loss of {task} is {loss}")
     total, n = self.losses[task]
-    self.losses[task] = [total + loss.item(), n + 1]
+    self.losses[task] = [total + loss, n + 1]
     self.steps[task] += 1
+
+@method_of(Trainer)
+def check_weights(self):
+    "FloatingPointError that names the first weight that is not finite, if there is one."
+    for name, weight in self.model.named_parameters():
+        if not weight.isfinite().all(): raise self.diverged(f"{name} has numbers that are not finite")
 
 # %% ../../nbs/57_trainer.ipynb #validate
 @method_of(Trainer)
 def validate(self):
     "Validate the tasks whose turn it is, tell the schedule, and write a line of history for each."
     last = self.iteration == self.config.iterations
+    if last: self.check_weights()
     for task, feed in self.feeds.items():
         if self.iteration % feed.every and not last: continue
         score = float(head_scores(self.model, feed.val, self.machine).mean())
