@@ -18,6 +18,7 @@ study: .venv/ready
 	python -m vl12in1.study.parallel
 	dvc repro
 	@cat reports/index.md
+	python -m vl12in1.study.reproduction
 	@printf '\nmake study: written to reports/\n'; ls reports/index.md reports/table_*.md reports/figure_*.png
 
 test: .venv/ready

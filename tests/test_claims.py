@@ -10,7 +10,7 @@ from vl12in1.study.claims import (CLAIMS, REPORTS, WITH_G4, Claim, all_shared, c
                                   models_of, readable_claims, ruling, seeds_used)
 from vl12in1.study.notebooks import code_view
 from vl12in1.study.results import Results
-from vl12in1.study.statistics import Comparison, holm
+from vl12in1.study.statistics import VERDICTS, Comparison, holm
 from vl12in1.tasks import TASKS
 from vl12in1.evaluation.records import write_item_scores, write_json
 from vl12in1.training.runs import Run
@@ -19,11 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 GRID = yaml.safe_load((ROOT / "params.yaml").read_text())
 GRID = GRID["runs"] | GRID["curricula"]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-VERDICTS = ("holds", "does not hold", "not resolved")
 BETTER = Claim("More is better", "better", "at", "st_clean")
 
 
-def study(folder, fractions, seeds=1, items=200):
+def study(folder, fractions, seeds=2, items=200):
     "Results of runs of the grid that are right on a fraction of the items, run -> fraction; the same items are hard for all."
     hard = {task: np.random.default_rng(i).random(items) for i, task in enumerate(TASKS)}
     for run, fraction in fractions.items():
@@ -35,9 +34,10 @@ def study(folder, fractions, seeds=1, items=200):
 
 
 def report(**fractions):
-    "A report of consistency of 60 images, run -> fraction of the weight that is right twice, one seed."
+    "A report of consistency of 60 images, run -> fraction of the weight that is right twice, two seeds."
     weight = [10] * 60
-    return dict(weight=weight, rows={run: dict(seed0=dict(sums=dict(both=[10 * fraction] * 60))) for run, fraction in fractions.items()})
+    seeds = {run: dict(sums=dict(both=[10 * fraction] * 60)) for run, fraction in fractions.items()}
+    return dict(weight=weight, rows={run: dict(seed0=seed, seed1=seed) for run, seed in seeds.items()})
 
 
 # --- the list
@@ -69,14 +69,15 @@ def test_the_partner_claims_find_their_models(tmp_path):
     assert gain.cells(results, {}, gain.a, gain.b)[0] == ["nlvr2"]
     tasks, ours, theirs = loss.cells(results, {}, loss.a, loss.b)
     assert tasks == ["vqa", "flickr30k_retrieval", "visual7w"]
-    assert all((one == results.cell("pairs", task, model)).all() for one, task, model in zip(ours, tasks, WITH_G4))
+    for one, task, model in zip(ours, tasks, WITH_G4):
+        assert (one.scores == results.cell("pairs", task, model).scores).all()
 
 
 def test_models_of_one_task_are_averaged(tmp_path):
     results = study(tmp_path, dict(pairs=.6, st_clean=.5), seeds=2)
     _, (ours,), _ = models_of({"nlvr2": WITH_G4})(results, {}, "pairs", "st_clean")
-    each = [results.cell("pairs", "nlvr2", name) for name in WITH_G4]
-    assert ours.shape == (2, 200) and np.allclose(ours, np.mean(each, axis=0))
+    each = [results.cell("pairs", "nlvr2", name).scores for name in WITH_G4]
+    assert ours.scores.shape == (2, 200) and np.allclose(ours.scores, np.mean(each, axis=0))
 
 
 def test_tasks_that_one_run_lacks_are_left_out(tmp_path):
@@ -98,7 +99,17 @@ def test_three_verdicts(tmp_path, ours, theirs, sign, direction):
     results = study(tmp_path, dict(at=ours, st_clean=theirs))
     row = judge(results, {}, [BETTER._replace(direction=direction)]).iloc[0]
     assert row.verdict == ("holds" if sign == direction else "does not hold" if sign else "not resolved")
-    assert row.difference == pytest.approx(100 * (ours - theirs), abs=5) and row.on == "12 tasks" and row.seeds == "1 / 1"
+    assert row.difference == pytest.approx(100 * (ours - theirs), abs=5) and row.on == "12 tasks" and row.seeds == "2 / 2"
+
+
+@pytest.mark.parametrize("of_a, of_b", [(1, 2), (2, 1), (1, 1)])
+def test_with_one_seed_no_claim_is_decided(tmp_path, of_a, of_b):
+    study(tmp_path, dict(at=.9, st_all=.9), seeds=of_a)
+    results = study(tmp_path, dict(st_clean=.2), seeds=of_b)
+    margin = next(claim for claim in CLAIMS if claim.margin)
+    table = judge(results, {}, [BETTER, margin])
+    assert table.verdict.tolist() == ["one seed"] * 2 and table.p.isna().all() and table.detectable.isna().all()
+    assert table.difference.iloc[0] == pytest.approx(70, abs=5)
 
 
 @pytest.mark.parametrize("clean, verdict", [(.60, "holds"), (.55, "does not hold"), (.605, "holds")])
@@ -112,7 +123,8 @@ def test_what_costs_little(tmp_path, clean, verdict):
 @pytest.mark.parametrize("low, high, verdict", [(-.019, .01, "holds"), (-.021, -.019, "not resolved"), (-.05, -.021, "does not hold"),
                                                 (-.02, .1, "not resolved"), (.01, .02, "holds")])
 def test_a_margin(low, high, verdict):
-    assert ruling(Claim("", "", "a", "b", margin=2), Comparison((low + high) / 2, low, high, .5), None) == verdict
+    comparison = Comparison((low + high) / 2, low, high, .5, 3, .02)
+    assert ruling(Claim("", "", "a", "b", margin=2), comparison, None) == verdict
 
 
 def test_nothing_is_not_resolved(tmp_path):
@@ -141,7 +153,7 @@ def test_all_claims_with_a_p_are_one_family(tmp_path):
 def test_the_count(tmp_path):
     table = judge(study(tmp_path, dict(at=.7, st_clean=.5, gt=.8)), {})
     assert sum(map(int, re.findall(r"\d+", counted(table))[1:])) == len(CLAIMS) == int(re.findall(r"\d+", counted(table))[0])
-    assert counted(table).endswith("*holds* for 2, *does not hold* for 1, and *not resolved* for 16.")
+    assert counted(table).endswith("*holds* for 2, *does not hold* for 1, *not resolved* for 16, and *one seed* for 0.")
 
 
 # --- the page

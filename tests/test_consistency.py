@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from fuzz import tries
 from vl12in1.study.consistency import (by_image, consistency, content_words, fully_credited, image_scores, measures, overlap,
                                        pairs, tagger)
-from vl12in1.study.statistics import bootstrap_interval, difference
+from vl12in1.study.statistics import Cell, difference, estimate
 from vl12in1.answers import vqa_accuracy
 
 WORDS = "the a is there how many red blue striped dotted small left right of cup cups ball people person bus ? Isn't w/".split()
@@ -157,18 +157,19 @@ def test_the_interval_is_that_of_resampled_ratios(spread):
     both = rng.binomial(weights, rng.beta(3, 2, size=150))
     picked = rng.integers(150, size=(4000, 150))
     direct = np.quantile(both[picked].sum(1) / weights[picked].sum(1), [.025, .975])
-    assert bootstrap_interval(image_scores(both, weights), samples=4000) == pytest.approx(direct, abs=.008)
+    assert estimate(Cell(image_scores(both, weights)))[1:3] == pytest.approx(direct, abs=.01)
 
 
-def test_p_is_uniform_where_there_is_no_difference():
+def test_equals_are_told_apart_no_more_often_than_announced():
     rng = np.random.default_rng(3)
 
     def p():
         weights, easy = rng.integers(1, 40, size=60), rng.beta(3, 2, size=60)
-        return difference(*image_scores(rng.binomial(weights, easy, size=(2, 60)), weights), samples=20, flips=500).p
+        ours, theirs = (Cell(image_scores(rng.binomial(weights, easy, size=(2, 60)), weights)) for _ in range(2))
+        return difference(ours, theirs).p
 
-    ps = np.sort([p() for _ in range(300)])
-    assert np.abs(ps - np.linspace(0, 1, 300)).max() < 1.36 / np.sqrt(300)  # Kolmogorov and Smirnov's bound, at 5 %
+    ps = np.array([p() for _ in range(400)])
+    assert all((ps <= level).mean() < level + 2 * np.sqrt(level * (1 - level) / 400) for level in (.05, .1, .5))
 
 
 def test_sums_of_images_are_sums_of_pairs():

@@ -1,208 +1,202 @@
-"Bootstrap intervals, paired comparisons and adjusted p-values against drawing one by one, against scipy, and their properties."
+"Intervals, comparisons and adjusted p-values against scipy, against drawing pictures and seeds anew, and their properties."
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 
-from fuzz import tries
-from vl12in1.study.statistics import (Comparison, bootstrap_interval, bootstrap_means, difference, estimate, holm,
-                                      verdict)
+from vl12in1.study.statistics import Cell, Comparison, difference, estimate, holm, picture_variance, seed_variances, verdict
 
 SCORES = [0., .3, .6, .9, 1.]
-values = st.lists(st.sampled_from(SCORES), min_size=1, max_size=60)
-seeded = st.tuples(st.integers(1, 4), st.integers(1, 20)).flatmap(lambda shape: st.lists(
+shapes = st.tuples(st.integers(1, 4), st.integers(2, 20))
+seeded = shapes.flatmap(lambda shape: st.lists(
     st.lists(st.sampled_from(SCORES), min_size=shape[1], max_size=shape[1]), min_size=shape[0], max_size=shape[0]))
 p_values = st.lists(st.none() | st.floats(0, 1), max_size=12)
-few = tries(40)
 
 
-def vqa(seeds, items, seed=0):
-    return np.random.default_rng(seed).choice(SCORES, size=(seeds, items))
+def vqa(seeds, items, seed=0, a_picture=1):
+    "Random scores of `seeds` models on items of which `a_picture` each share a picture."
+    scores = np.random.default_rng(seed).choice(SCORES, size=(seeds, items))
+    return Cell(scores, np.arange(items) // a_picture)
 
 
-# --- one cell
-
-@given(values, st.floats(.5, .99))
-def test_the_interval_holds_the_mean_and_stays_within_the_scores(scores, level):
-    low, high = bootstrap_interval(scores, level, samples=400)
-    assert min(scores) - 1e-9 <= low <= np.mean(scores) + 1e-9 and np.mean(scores) - 1e-9 <= high <= max(scores) + 1e-9
+def width(interval): return interval.high - interval.low
 
 
-@given(values)
+# --- one recipe
+
+@given(seeded, st.floats(.5, .99))
+def test_the_interval_lies_around_the_mean(scores, level):
+    one = estimate(Cell(scores), level)
+    assert one.mean == pytest.approx(np.mean(scores))
+    assert one.mean - one.low == pytest.approx(one.high - one.mean, abs=1e-12)
+
+
+@given(seeded)
 def test_more_confidence_is_wider(scores):
-    narrow, wide = bootstrap_interval(scores, .8, samples=200), bootstrap_interval(scores, .99, samples=200)
-    assert wide[0] <= narrow[0] and narrow[1] <= wide[1]
+    assert width(estimate(Cell(scores), .8)) <= width(estimate(Cell(scores), .99))
 
 
 @given(seeded, st.randoms(use_true_random=False))
-def test_the_order_of_items_does_not_matter(cell, random):
-    order = random.sample(range(len(cell[0])), len(cell[0]))
-    assert bootstrap_interval(cell, samples=50) == bootstrap_interval(np.array(cell)[:, order], samples=50)
+def test_the_order_of_items_and_seeds_does_not_matter(scores, random):
+    items, seeds = (random.sample(range(n), n) for n in (len(scores[0]), len(scores)))
+    mixed = Cell(np.array(scores)[seeds][:, items], np.array(items) % 2)
+    assert estimate(mixed) == pytest.approx(estimate(Cell(scores, np.arange(len(items)) % 2)))
 
 
-@pytest.mark.parametrize("scores", [
-    np.repeat([0., 1.], [120, 280]), np.tile(SCORES, 60), np.random.default_rng(5).random(300)])
-def test_resampling_counts_is_resampling_items(scores):
-    picks = np.random.default_rng(1).integers(len(scores), size=(4000, len(scores)))
-    expected = np.quantile(scores[picks].mean(axis=1), [.025, .25, .75, .975])
-    found = np.quantile(bootstrap_means(scores, samples=4000), [.025, .25, .75, .975])
-    assert found == pytest.approx(expected, abs=.15 * scores.std() / np.sqrt(len(scores)))
+def test_one_seed_and_single_items_are_student_s_interval():
+    scores = vqa(1, 300).scores[0]
+    theirs = stats.t.interval(.95, 299, scores.mean(), stats.sem(scores))
+    assert estimate(Cell(scores))[1:3] == pytest.approx(theirs)
 
 
-def test_resampling_seeds_and_items_is_drawing_rows_and_columns():
-    cell, rng = vqa(3, 200) * [[1.], [.9], [.8]], np.random.default_rng(1)
-    drawn = [cell[np.ix_(rng.integers(3, size=3), rng.integers(200, size=200))].mean() for _ in range(4000)]
-    found = bootstrap_means(cell, samples=4000)
-    assert np.quantile(found, [.025, .25, .75, .975]) == pytest.approx(np.quantile(drawn, [.025, .25, .75, .975]), abs=.006)
+def test_seeds_that_see_all_items_alike_are_student_s_interval():
+    accuracy = np.array([.5, .6, .8])
+    theirs = stats.t.interval(.95, 2, accuracy.mean(), stats.sem(accuracy))
+    assert estimate(Cell(np.repeat(accuracy[:, None], 40, axis=1)))[1:3] == pytest.approx(theirs)
 
 
-def test_the_interval_is_that_of_scipy():
-    scores = vqa(1, 300)[0]
-    theirs = stats.bootstrap([scores], np.mean, n_resamples=4000, method="percentile", rng=0).confidence_interval
-    assert bootstrap_interval(scores, samples=4000) == pytest.approx(tuple(theirs), abs=.004)
+@pytest.mark.parametrize("a_picture", [1, 2, 10])
+def test_the_variance_is_that_of_drawing_pictures(a_picture):
+    rng = np.random.default_rng(a_picture)
+    hard = np.repeat(rng.random(300 // a_picture), a_picture)
+    cell = Cell(rng.random(300) < hard, np.arange(300) // a_picture)
+    groups = cell.scores[0].reshape(-1, a_picture)
+    drawn = groups[rng.integers(len(groups), size=(6000, len(groups)))].mean(axis=(1, 2))
+    error = width(estimate(cell)) / (2 * stats.t.ppf(.975, len(groups) - 1))
+    assert error == pytest.approx(drawn.std(), rel=.04)
 
 
-def test_the_seed_decides():
-    scores = np.repeat([0., 1.], [40, 60])
-    assert bootstrap_interval(scores, seed=1) == bootstrap_interval(scores, seed=1)
-    assert bootstrap_means(scores, seed=1).tolist() != bootstrap_means(scores, seed=2).tolist()
+def test_pictures_of_unequal_size_are_drawn_with_all_their_items():
+    rng, sizes = np.random.default_rng(0), np.tile([1, 2, 9], 60)
+    pictures = np.repeat(np.arange(180), sizes)
+    scores = (rng.random(len(pictures)) < np.repeat(rng.random(180), sizes)).astype(float)
+    sums = np.bincount(pictures, scores)
+    draws = rng.integers(180, size=(6000, 180))
+    drawn = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
+    assert width(estimate(Cell(scores, pictures))) / (2 * stats.t.ppf(.975, 179)) == pytest.approx(drawn.std(), rel=.06)
 
 
-def test_one_seed_is_a_row_of_items():
-    cell = vqa(1, 80)
-    assert bootstrap_means(cell).tolist() == bootstrap_means(cell[0]).tolist()
+def test_tasks_that_ask_about_the_same_pictures_share_their_luck():
+    one = vqa(1, 200)
+    apart = [Cell(one.scores, [f"{task}:{key}" for key in one.pictures]) for task in range(4)]
+    assert width(estimate([one] * 4)) == pytest.approx(width(estimate(one)))
+    assert width(estimate(apart)) == pytest.approx(width(estimate(one)) / 2, rel=.02)
 
 
-def test_equal_seeds_add_nothing():
-    row = vqa(1, 80)[0]
-    assert bootstrap_interval([row] * 4) == pytest.approx(bootstrap_interval(row))
+def test_every_task_counts_the_same():
+    assert estimate([Cell(np.ones(10)), Cell(np.zeros((2, 1000)))]).mean == .5
 
 
-def test_three_seeds_without_noise_reach_from_worst_to_best():
-    assert bootstrap_interval(np.repeat([[.5], [.55], [.7]], 40, axis=1)) == pytest.approx((.5, .7))
-
-
-@pytest.mark.parametrize("samples", [1, 99, 100, 101, 1000])
-def test_as_many_samples_as_asked_for(samples):
-    assert bootstrap_means(vqa(2, 30), samples).shape == (samples,)
-
-
-def test_half_a_million_items_are_no_trouble():
-    low, high = bootstrap_interval(np.arange(450_000) % 5 < 3)
-    assert .598 < low < .6 < high < .602
-
-
-@pytest.mark.parametrize("scores", [[], [[]], [float("nan")], [1, float("inf")], [[[0, 1]]], 1.])
-def test_what_has_no_mean_is_refused(scores):
-    with pytest.raises(ValueError, match="finite number per test item"): bootstrap_interval(scores)
-
-
-@pytest.mark.parametrize("level", [0, 1, 95])
-def test_levels_outside_are_refused(level):
-    with pytest.raises(ValueError, match="level"): bootstrap_interval([0, 1], level)
-    with pytest.raises(ValueError, match="level"): difference([[0, 1]], [[1, 1]], level)
-
-
-# --- means over tasks
-
-def test_an_estimate_of_one_task_is_its_interval():
-    cell = vqa(3, 90)
-    found = estimate(cell)
-    assert found == estimate([cell]) == (cell.mean(), *bootstrap_interval(cell), 3)
-
-
-def test_tasks_count_the_same_whatever_their_size():
-    assert estimate([np.ones(10), np.zeros((2, 1000))])[:] == (.5, .5, .5, 1)
-
-
-def test_tasks_with_separate_items_are_surer_together():
-    width = lambda found: found.high - found.low
-    assert width(estimate([vqa(1, 200, k) for k in range(4)])) == pytest.approx(width(estimate(vqa(1, 800))), rel=.12)
-
-
-def test_tasks_share_their_seeds():
-    one = np.repeat([[.5], [.55], [.6], [.7]], 40, axis=1)
+def test_lucky_seeds_that_tasks_share_do_not_cancel():
+    one = Cell(np.repeat([[.5], [.55], [.7]], 40, axis=1))
     assert estimate([one] * 5)[1:3] == pytest.approx(estimate(one)[1:3])
-    upside_down = [one, 1 - one]
+    upside_down = [one, Cell(1 - one.scores)]
     assert estimate(upside_down)[:3] == pytest.approx((.5, .5, .5))
 
 
-@pytest.mark.parametrize("factor", [100, .01])
-def test_the_unit_is_that_of_the_scores(factor):
-    cells, others = [vqa(3, 50), vqa(2, 70, 1)], [vqa(1, 50, 2), vqa(2, 70, 3)]
-    scaled = lambda cells: [factor * cell for cell in cells]
-    assert estimate(scaled(cells))[:3] == pytest.approx([factor * value for value in estimate(cells)[:3]])
-    ours, theirs = difference(cells, others), difference(scaled(cells), scaled(others))
-    assert theirs[:3] == pytest.approx([factor * value for value in ours[:3]]) and theirs.p == pytest.approx(ours.p)
+def test_numbers_of_seeds_may_differ_between_tasks():
+    cells = [vqa(3, 50, 1), vqa(3, 50, 2), vqa(5, 50, 3), vqa(1, 50, 4)]
+    three = (cells[0].scores.mean(1) + cells[1].scores.mean(1)) / 4
+    five = cells[2].scores.mean(1) / 4
+    expected = [three.var(ddof=1) / 3, five.var(ddof=1) / 5]
+    assert [part.value for part in seed_variances(cells)] == pytest.approx(expected)
+    assert [part.freedom for part in seed_variances(cells)] == [2, 4]
+    assert estimate(cells).seeds == 1
+
+
+@given(st.lists(seeded, min_size=1, max_size=3), st.floats(.1, 10))
+def test_the_unit_of_scores_does_not_matter(tables, factor):
+    cells, scaled = [Cell(table) for table in tables], [Cell(factor * np.array(table)) for table in tables]
+    assert estimate(scaled)[:3] == pytest.approx([factor * value for value in estimate(cells)[:3]])
+
+
+def test_a_million_items_are_no_trouble():
+    one = estimate(vqa(2, 450_000, a_picture=10))
+    assert 0 < width(one) < .01
+
+
+@pytest.mark.parametrize("scores", [[], [[]], [1., float("nan")], [float("inf")], [[[1.]]]])
+def test_what_is_no_table_of_scores_is_refused(scores):
+    with pytest.raises(ValueError, match="finite number per test item"): Cell(scores)
+
+
+@pytest.mark.parametrize("level", [0, 1, 95, -1])
+def test_a_level_is_a_fraction(level):
+    with pytest.raises(ValueError, match="level"): estimate(vqa(1, 5), level)
+    with pytest.raises(ValueError, match="level"): difference(vqa(1, 5), vqa(1, 5), level)
+
+
+def test_one_picture_says_nothing_of_others():
+    with pytest.raises(ValueError, match="all 3 items show one picture"): estimate(Cell([0, 1, 1], [7, 7, 7]))
 
 
 def test_no_tasks_are_no_estimate():
     with pytest.raises(ValueError, match="at least one task"): estimate([])
 
 
-# --- differences
+# --- two recipes
 
-def test_p_is_that_of_every_flip():
-    "All 2^10 flips, counted by scipy."
-    rng = np.random.default_rng(3)
-    a, b = rng.choice(SCORES, size=(2, 10))
-    exact = stats.permutation_test([a, b], lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples",
-                                   vectorized=True, n_resamples=np.inf)
-    assert difference(a, b, flips=40_000).p == pytest.approx(exact.pvalue, abs=.01)
-
-
-def test_p_over_tasks_is_that_of_flipping_one_by_one():
-    rng = np.random.default_rng(4)
-    a, b = [vqa(3, 40, 5), vqa(2, 90, 6)], [vqa(2, 40, 7) * .9, vqa(1, 90, 8) * .95]
-    items = [x.mean(0) - y.mean(0) for x, y in zip(a, b)]
-    flipped = [np.mean([(item * rng.choice([-1, 1], item.size)).mean() for item in items]) for _ in range(4000)]
-    expected = np.mean(np.abs(flipped) >= abs(np.mean([item.mean() for item in items])))
-    assert difference(a, b).p == pytest.approx(expected, abs=.03)
+def test_the_test_is_welch_s_where_only_seeds_count():
+    ours, theirs = np.array([.5, .6, .55]), np.array([.4, .45, .5, .41, .43])
+    a, b = (Cell(np.repeat(seeds[:, None], 10, axis=1)) for seeds in (ours, theirs))
+    expected = stats.ttest_ind(ours, theirs, equal_var=False)
+    change = difference(a, b)
+    assert change.p == pytest.approx(expected.pvalue)
+    assert change[1:3] == pytest.approx(tuple(expected.confidence_interval()))
 
 
-def test_the_interval_of_a_difference_is_that_of_scipy():
-    a, b = vqa(2, 300)
-    theirs = stats.bootstrap([a, b], lambda x, y, axis: np.mean(x - y, axis=axis), paired=True, n_resamples=4000,
-                             method="percentile", rng=0).confidence_interval
-    assert difference(a, b, samples=4000)[1:3] == pytest.approx(tuple(theirs), abs=.006)
+def test_the_test_is_the_paired_one_where_only_items_count():
+    a, b = vqa(1, 200, 1).scores[0], vqa(1, 200, 2).scores[0]
+    expected = stats.ttest_rel(a, b)
+    change = difference(Cell(np.tile(a, (2, 1))), Cell(np.tile(b, (2, 1))))
+    assert change.p == pytest.approx(expected.pvalue)
+    assert change[1:3] == pytest.approx(tuple(expected.confidence_interval()))
 
 
-def test_seeds_of_the_two_are_drawn_apart():
-    "Two seeds of a, two of b, items without noise: four means on either side, nine differences."
-    a, b = np.repeat([[.5], [.7]], 20, axis=1), np.repeat([[.4], [.5]], 20, axis=1)
-    assert difference(a, b, level=.99)[:3] == pytest.approx((.15, 0., .3))
+@given(seeded, st.integers(0, 9))
+def test_turning_the_question_round_turns_the_sign(scores, seed):
+    one, other = Cell(scores), vqa(2, len(scores[0]), seed)
+    forth, back = difference(one, other), difference(other, one)
+    assert (forth.mean, forth.low, forth.high) == pytest.approx((-back.mean, -back.high, -back.low))
+    assert forth.p == back.p if forth.p is None else forth.p == pytest.approx(back.p)
 
 
-@few
-@given(values, st.randoms(use_true_random=False))
-def test_turned_round_the_sign_turns(scores, random):
-    other = random.sample(scores, len(scores))
-    forth, back = difference([scores], [other], samples=50, flips=400), difference([other], [scores], samples=50, flips=400)
-    assert back.mean == pytest.approx(-forth.mean) and back.p == pytest.approx(forth.p, abs=.15)
-    assert 1 / 401 <= forth.p <= 1
-
-
-@few
 @given(seeded)
-def test_the_same_does_not_differ(cell):
-    found = difference([cell], [cell], samples=50, flips=50)
-    assert found.mean == 0 and found.low <= 0 <= found.high and found.p == 1
+def test_nothing_differs_from_itself(scores):
+    change = difference(Cell(scores), Cell(scores))
+    assert change.mean == 0 and change.p in (None, 1.) and (change.p is None) == (len(scores) == 1)
 
 
-def test_a_shift_of_every_item_is_beyond_doubt():
-    found = difference([vqa(1, 30) + .1], [vqa(1, 30)])
-    assert found[:3] == pytest.approx((.1, .1, .1)) and found.p == pytest.approx(1 / 10_001)
+def test_a_difference_that_is_always_the_same_is_certain():
+    change = difference(Cell(np.full((2, 30), .6)), Cell(np.full((2, 30), .5)))
+    assert change[:4] == pytest.approx((.1, .1, .1, 0), abs=1e-9)
 
 
-def test_a_million_comparisons_of_items_are_no_trouble():
-    a, b = [vqa(1, 450_000), vqa(2, 100_000)], [vqa(2, 450_000, 1), vqa(1, 100_000, 1)]
-    found = difference(a, b)
-    assert found.high - found.low < .02 and 0 < found.p <= 1
+def test_p_and_interval_say_the_same():
+    for seed in range(40):
+        change = difference([vqa(3, 60, seed), vqa(3, 60, seed + 50)], [vqa(5, 60, seed + 100), vqa(5, 60, seed + 150)])
+        assert (change.p <= .05) == (change.low > 0 or change.high < 0)
+
+
+def test_four_in_five_differences_of_the_size_that_is_called_detectable_are_found():
+    rng, changes = np.random.default_rng(0), []
+    for _ in range(1500):
+        a, b = (Cell(rng.normal(0, 1, (5, 1)) + np.zeros((5, 3))) for _ in range(2))
+        changes.append(difference(a, b))
+    size = np.mean([change.detectable for change in changes])
+    assert np.mean([change.low + size > 0 for change in changes]) == pytest.approx(.8, abs=.04)
+
+
+def test_p_is_uniform_where_there_is_no_difference():
+    rng = np.random.default_rng(1)
+    def recipe(): return Cell(rng.normal(0, .1, (4, 1)) + rng.normal(0, .001, (4, 20)))
+    ps = [difference(recipe(), recipe()).p for _ in range(600)]
+    assert stats.kstest(ps, "uniform").pvalue > .01
 
 
 @pytest.mark.parametrize("a, b, message", [
-    ([[0, 1]], [[0, 1], [0, 1]], "1 tasks against 2"), ([[0, 1]], [[0, 1, 1]], "task 0: 2 items against 3"),
-    ([], [], "at least one task"), ([[0, 1], []], [[0, 1], []], "at least one item")])
+    ([vqa(1, 2)], [vqa(1, 2)] * 2, "1 tasks against 2"), ([vqa(1, 2)], [vqa(1, 3)], "task 0: 2 items against 3"),
+    ([vqa(1, 4)], [vqa(1, 4, a_picture=2)], "the same items"), ([], [], "at least one task")])
 def test_what_cannot_be_compared_is_refused(a, b, message):
     with pytest.raises(ValueError, match=message): difference(a, b)
 
@@ -237,10 +231,13 @@ def test_what_is_no_probability_is_refused(p):
     with pytest.raises(ValueError, match="between 0 and 1"): holm([.5, p])
 
 
-@pytest.mark.parametrize("comparison, p, direction, expected", [
-    (Comparison(.1, .05, .2, .001), .01, 1, "holds"), (Comparison(.1, .05, .2, .001), .01, -1, "does not hold"),
-    (Comparison(-.1, -.2, -.05, .001), .05, -1, "holds"), (Comparison(-.1, -.2, -.05, .001), .05, 1, "does not hold"),
-    (Comparison(.1, .05, .2, .01), .06, 1, "not resolved"), (Comparison(.1, -.05, .2, .001), .01, 1, "not resolved"),
-    (None, None, 1, "not resolved")])
-def test_verdicts(comparison, p, direction, expected):
-    assert verdict(comparison, p, direction) == expected
+@pytest.mark.parametrize("low, high, p, seeds, direction, expected", [
+    (.05, .2, .01, 3, 1, "holds"), (.05, .2, .01, 3, -1, "does not hold"), (-.2, -.05, .05, 3, -1, "holds"),
+    (-.2, -.05, .05, 3, 1, "does not hold"), (.05, .2, .06, 3, 1, "not resolved"), (.05, .2, None, 1, 1, "one seed"),
+    (-.2, .05, None, 1, 1, "one seed")])
+def test_verdicts(low, high, p, seeds, direction, expected):
+    assert verdict(Comparison((low + high) / 2, low, high, p, seeds, .1), p, direction) == expected
+
+
+def test_without_a_comparison_nothing_is_resolved():
+    assert verdict(None, None) == "not resolved"

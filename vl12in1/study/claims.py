@@ -15,8 +15,8 @@ import pandas as pd
 from .consistency import image_scores
 from .literature import find
 from .results import Results, missing_runs, side_by_side
-from .statistics import Comparison, difference, verdict
-from .tables import difference_columns, differences, probability
+from .statistics import VERDICTS, Cell, Comparison, difference, mean_cell, verdict
+from .tables import compared_columns, difference_columns
 
 # %% ../../nbs/84_claims.ipynb #all-shared
 def all_shared(
@@ -25,16 +25,10 @@ def all_shared(
     a: str,            # a run
     b: str,            # another run
 ) -> tuple[list, list, list]:
-    "What two runs share: names of tasks, and the cells (seeds, items) of `a` and of `b`."
+    "What two runs share: names of tasks, and the cells of `a` and of `b`."
     return side_by_side(results, a, b)
 
 # %% ../../nbs/84_claims.ipynb #models-of
-def _mean(cells: list) -> np.ndarray:
-    "Mean of cells (seeds, items) of the same items, over as many seeds as all of them have."
-    seeds = min(map(len, cells))
-    return np.mean([cell[:seeds] for cell in cells], axis=0)
-
-
 def models_of(models: dict[str, tuple]):
     "As `all_shared`, of the tasks of `models` only: task -> names of the models of `a` whose mean score counts."
     def cells(results: Results, report, a, b):
@@ -45,7 +39,7 @@ def models_of(models: dict[str, tuple]):
             other = results.cell(b, task)
             if not own or other is None: continue
             tasks.append(task)
-            ours.append(_mean(own))
+            ours.append(mean_cell(own))
             theirs.append(other)
         return tasks, ours, theirs
     return cells
@@ -57,11 +51,11 @@ def images(
     a: str,            # a run
     b: str,            # another run
 ) -> tuple[list, list, list]:
-    "As `all_shared`, of consistency: scores (seeds, images)."
+    "As `all_shared`, of consistency: cells whose items are images."
     rows = report.get("rows", {})
     both = {run: [seed["sums"]["both"] for seed in rows.get(run, {}).values()] for run in (a, b)}
     if not all(both.values()) or not sum(report["weight"]): return [], [], []
-    ours, theirs = (image_scores(both[run], report["weight"]) for run in (a, b))
+    ours, theirs = (Cell(image_scores(both[run], report["weight"])) for run in (a, b))
     return ["consistency"], [ours], [theirs]
 
 # %% ../../nbs/84_claims.ipynb #claim
@@ -119,9 +113,8 @@ def ruling(
     comparison: Comparison | None,  # what was seen; None: a run is missing
     p: float | None,                # its adjusted p
 ) -> str:
-    "`holds`, `does not hold` or `not resolved`."
-    if claim.margin is None: return verdict(comparison, p, claim.direction)
-    if comparison is None: return "not resolved"
+    "`holds`, `does not hold`, `not resolved` or `one seed`."
+    if claim.margin is None or comparison is None or comparison.seeds < 2: return verdict(comparison, p, claim.direction)
     margin = claim.margin / 100
     if comparison.low + margin > 0: return "holds"
     if comparison.high + margin < 0: return "does not hold"
@@ -145,7 +138,7 @@ def _evidence(results: Results, report: dict, claim: Claim) -> _Evidence:
     tasks, ours, theirs = claim.cells(results, report, claim.a, claim.b)
     if not tasks: return _Evidence()
     words = ", ".join(tasks) if len(tasks) < 4 else f"{len(tasks)} tasks"
-    seeds = " / ".join(str(min(map(len, cells))) for cells in (ours, theirs))
+    seeds = " / ".join(str(min(cell.seeds for cell in cells)) for cells in (ours, theirs))
     return _Evidence(words, seeds, difference(ours, theirs))
 
 # %% ../../nbs/84_claims.ipynb #judge-2
@@ -173,20 +166,18 @@ def readable_claims(table: pd.DataFrame) -> pd.DataFrame:
     "The table of `judge` as people read it."
     shown = table[["paper", "on", "seeds", "verdict"]].rename(columns={"paper": "the paper"})
     shown.insert(1, "a − b", table.a + " − " + table.b)
-    shown.insert(4, "points", differences(table))
-    shown.insert(5, "p", table.p.map(probability))
-    return shown
+    for place, (name, texts) in enumerate(compared_columns(table).items(), 4): shown.insert(place, name, texts)
+    return shown.rename(columns=dict(difference="points"))
 
 def counted(table: pd.DataFrame) -> str:
     "How often each verdict was given, as a sentence."
-    holds, not_so, open_ = ((table.verdict == name).sum() for name in ("holds", "does not hold", "not resolved"))
-    return (f"Of {len(table)} claims, the verdict is *holds* for {holds}, *does not hold* for {not_so}, "
-            f"and *not resolved* for {open_}.")
+    numbers = [f"*{name}* for {(table.verdict == name).sum()}" for name in VERDICTS]
+    return f"Of {len(table)} claims, the verdict is {', '.join(numbers[:-1])}, and {numbers[-1]}."
 
 # %% ../../nbs/84_claims.ipynb #seeds-used
 def seeds_used(results: Results) -> str:
     "Numbers of seeds behind the cells of all runs."
-    seeds = {len(cell) for cells in results.items.values() for cell in cells.values()}
+    seeds = {cell.seeds for cells in results.items.values() for cell in cells.values()}
     return " or ".join(map(str, sorted(seeds))) or "no"
 
 def missing_text(results: Results, grid) -> str:

@@ -25,7 +25,7 @@ from ..model import TwelveInOne
 from ..model.interface import Batch, pad
 from ..regions import Regions
 from .attention import empty_figure
-from .statistics import bootstrap_interval
+from .statistics import Cell, estimate
 from ..tasks import TASKS
 from ..training.machine import Machine
 
@@ -179,9 +179,9 @@ def majority(labels: np.ndarray, train: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/83_probes.ipynb #scored
 def _scored(right: np.ndarray) -> dict:
-    "Fraction of ones, with its bootstrap interval, and their number."
-    low, high = bootstrap_interval(right)
-    return dict(score=round(right.mean(), 4), low=round(low, 4), high=round(high, 4), items=len(right))
+    "Fraction of ones, with its interval, cut off at 0 and 1, and their number."
+    score, low, high = np.clip(estimate(Cell(right))[:3], 0, 1).round(4).tolist()
+    return dict(score=score, low=low, high=high, items=len(right))
 
 
 def askable(asked: dict, train: np.ndarray) -> dict:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .results import Results
-from .statistics import Comparison, difference, holm
+from .statistics import Cell, Comparison, difference, holm, mean_cell
 from .tables import cell, missing
 from ..tasks import TASKS
 
@@ -21,13 +21,17 @@ REPRESENTATIVES = {TASKS[task].group: task for task in ("vqa", "flickr30k_retrie
 PARTNERS = {"pairs": list(combinations(REPRESENTATIVES, 1)), "triples": list(combinations(REPRESENTATIVES, 2))}
 
 # %% ../../nbs/77_relations.ipynb #relative
+def scaled(cell: Cell, factor: float) -> Cell:
+    "The same cell with its scores times `factor`."
+    return Cell(factor * cell.scores, cell.pictures)
+
+
 def relative(pairs: list) -> Comparison:
-    "Mean over tasks of together / alone - 1, of cells (together, alone) of each; `difference` says what a cell is."
-    together = [cell / alone.mean() for cell, alone in pairs]
-    alone = [alone / alone.mean() for _, alone in pairs]
+    "Mean over tasks of together / alone - 1, of cells (together, alone) of each."
+    together = [scaled(cell, 1 / alone.mean) for cell, alone in pairs]
+    alone = [scaled(alone, 1 / alone.mean) for _, alone in pairs]
     change = difference(together, alone)
-    scaled = [ours.mean() * theirs for ours, theirs in zip(together, alone)]
-    swing = difference(together, scaled, flips=1)
+    swing = difference(together, [scaled(theirs, ours.mean) for ours, theirs in zip(together, alone)])
     return change._replace(low=change.mean + swing.low, high=change.mean + swing.high)
 
 # %% ../../nbs/77_relations.ipynb #with-and-alone
@@ -41,16 +45,15 @@ def with_and_alone(
     task = REPRESENTATIVES[group]
     together = results.cell(run, task, "+".join(sorted([group, *partners])))
     alone = results.cell("st_clean", task)
-    if together is None or alone is None or not alone.any(): return None
+    if together is None or alone is None or not alone.mean: return None
     return together, alone
 
 # %% ../../nbs/77_relations.ipynb #average-partner
 def average_partner(pairs: list) -> tuple | None:
     "Cells (together, alone) of one task with several partners -> their mean; None if one is missing."
     if not all(pairs): return None
-    seeds = min(len(together) for together, _ in pairs)
     _, alone = pairs[0]
-    return np.mean([together[:seeds] for together, _ in pairs], axis=0), alone
+    return mean_cell([together for together, _ in pairs]), alone
 
 # %% ../../nbs/77_relations.ipynb #changes
 def _with(partners: tuple) -> str:
@@ -104,7 +107,8 @@ def _change_text(values) -> str:
     "`change [low, high]` and a star if p is below 0.05."
     change, low, high, p = values
     if missing(change): return cell(None)
-    return f"{change:+.1f} [{low:+.1f}, {high:+.1f}]" + " \\*" * (p < .05)
+    beyond_chance = not missing(p) and p < .05
+    return f"{change:+.1f} [{low:+.1f}, {high:+.1f}]" + " \\*" * beyond_chance
 
 
 def readable_relations(table: pd.DataFrame) -> pd.DataFrame:
