@@ -59,7 +59,11 @@ def _influence(cells: list[Cell]) -> np.ndarray:
     return np.concatenate(pulls) / len(cells)
 
 class Variance(NamedTuple):
-    "An estimated variance of a mean, and its degrees of freedom."
+    """An estimated variance of a mean.
+
+    - `value`: the variance
+    - `freedom`: its degrees of freedom
+    """
     value: float
     freedom: float
 
