@@ -78,6 +78,7 @@ stages:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_study_is_brought_up_to_date_and_stays_so(study):
     needs = stale_stages()
     assert needs == {"first": set(), "left": {"first"}, "right": {"first"}, "both": {"left", "right"}}

@@ -642,6 +642,7 @@ def test_what_would_run_is_said_in_a_checkout_without_outputs(finished, tmp_path
         assert len(repo.reproduce(dry=True, force=True)) == len(repo.index.stages)
 
 
+@pytest.mark.slow
 def test_prose_of_no_notebook_concerns_any_stage(finished):
     paths, before = sorted((finished / "nbs/study").glob("*.ipynb")), stale(finished)
     for path in paths:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 
-from vl12in1.study.statistics import Cell, Comparison, difference, estimate, holm, picture_variance, seed_variances, verdict
+from vl12in1.study.statistics import Cell, Comparison, difference, estimate, holm, seed_variances, verdict
 
 SCORES = [0., .3, .6, .9, 1.]
 shapes = st.tuples(st.integers(1, 4), st.integers(2, 20))

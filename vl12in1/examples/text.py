@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'split_words', 'build_wordpieces', 'write_wordpieces', 'read_wordpieces', 'Tokenizer', 'most_common',
-           'build_answers', 'read_answers', 'AnswerVocabulary']
+           'build_answers', 'AnswerVocabulary']
 
 # %% ../../nbs/50_text.ipynb #f9fc6029
 import json

@@ -9,7 +9,6 @@ __all__ = ['judge', 'readable_claims', 'counted', 'seeds_used', 'missing_text', 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from .consistency import image_scores

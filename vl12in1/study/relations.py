@@ -8,7 +8,6 @@ __all__ = ['relations_table', 'readable_relations']
 # %% ../../nbs/77_relations.ipynb #00a2db71
 from itertools import combinations
 
-import numpy as np
 import pandas as pd
 
 from .results import Results

@@ -35,7 +35,7 @@ def with_scores(
 
 def read_cells(path: Path) -> dict[tuple[str, str], Cell]:
     "(model, task) -> its cell, from the file of a run's test items."
-    return {key: Cell(scores, pictures) for key, (scores, pictures) in read_item_scores(path).items()}
+    return {key: Cell(scores, items.images, items.kind) for key, (scores, items) in read_item_scores(path).items()}
 
 class Results:
     "All runs below `folder` (`reports/`): `runs`, run -> its metrics, and their cells."

@@ -20,9 +20,11 @@ class Cell:
 
     - `scores`: (seeds, items); a row of items alone counts as one seed
     - `pictures`: (items,) what the items of one picture share; unless given, every item has a picture of its own
+    - `kinds`: (items,) what each item asks for; unless given, nobody knows
     """
     scores: np.ndarray
     pictures: np.ndarray | None = None
+    kinds: np.ndarray | None = None
 
     def __post_init__(self):
         scores = np.asarray(self.scores, dtype=float)
@@ -30,16 +32,22 @@ class Cell:
             raise ValueError(f"scores of shape {scores.shape}: need one finite number per test item, at least one item")
         scores = np.atleast_2d(scores)
         pictures = np.arange(scores.shape[1]) if self.pictures is None else np.asarray(self.pictures)
-        if pictures.shape != scores.shape[1:]:
-            raise ValueError(f"pictures of shape {pictures.shape} for {scores.shape[1]} items: need one per item")
-        object.__setattr__(self, "scores", scores)
-        object.__setattr__(self, "pictures", pictures)
+        kinds = np.full(scores.shape[1], "-") if self.kinds is None else np.asarray(self.kinds)
+        if not pictures.shape == kinds.shape == scores.shape[1:]:
+            raise ValueError(f"pictures of shape {pictures.shape} and kinds of shape {kinds.shape} for {scores.shape[1]} items: "
+                             "need one per item")
+        for name, array in dict(scores=scores, pictures=pictures, kinds=kinds).items(): object.__setattr__(self, name, array)
 
     @property
     def seeds(self) -> int: return len(self.scores)
 
     @property
     def mean(self) -> float: return float(self.scores.mean())
+
+    def of_kind(self, kind: str) -> "Cell | None":
+        "The cell of the items of one kind; None if there are none."
+        rows = self.kinds == kind
+        return Cell(self.scores[:, rows], self.pictures[rows], self.kinds[rows]) if rows.any() else None
 
 # %% ../../nbs/74_statistics.ipynb #a37d37df
 def _listed(cells) -> list[Cell]:
@@ -59,7 +67,11 @@ def _influence(cells: list[Cell]) -> np.ndarray:
     return np.concatenate(pulls) / len(cells)
 
 class Variance(NamedTuple):
-    "An estimated variance of a mean, and its degrees of freedom."
+    """An estimated variance of a mean.
+
+    - `value`: the variance
+    - `freedom`: its degrees of freedom
+    """
     value: float
     freedom: float
 
@@ -90,7 +102,7 @@ def _total(variances: list[Variance]) -> tuple[float, float]:
 def mean_cell(cells) -> Cell:
     "Mean of cells of the same items, over as many seeds as all of them have."
     seeds = min(cell.seeds for cell in cells)
-    return Cell(np.mean([cell.scores[:seeds] for cell in cells], axis=0), cells[0].pictures)
+    return Cell(np.mean([cell.scores[:seeds] for cell in cells], axis=0), cells[0].pictures, cells[0].kinds)
 
 # %% ../../nbs/74_statistics.ipynb #estimate
 class Estimate(NamedTuple):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CODE', 'ELSEWHERE', 'splits_of', 'models_of', 'inputs_of', 'identity', 'identity_of', 'order_of', 'examples_of',
-           'Job', 'trainer_of', 'train_model', 'record_of', 'train_run']
+           'record_of', 'train_run']
 
 # %% ../../nbs/58a_train.ipynb #00a0d4c2
 import json
