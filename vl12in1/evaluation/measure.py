@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from .predict import all_metrics, predict
-from .records import item_columns, write_results
+from .kinds import item_columns
+from .records import write_results
 from .submissions import write_items, write_submission
 from ..examples.batches import Examples
 from ..model import TwelveInOne
