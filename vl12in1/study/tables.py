@@ -167,13 +167,14 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/76_tables.ipynb #pretraining-scores-table
 def pretraining_scores_table(runs: dict) -> pd.DataFrame:
-    "Metrics of pre-training runs -> rows `<model>, asked as <other>`, columns of percent right."
+    "Metrics of pre-training runs -> rows `<model>, asked as in <other>`, columns of percent right, means over seeds."
     rows = {}
     for name, run in runs.items():
-        for other, scores in run["scores"].items():
-            right = {part: 100 * score["right"] for part, score in scores.items() if "right" in score}
-            rows[f"{name}, asked as in {other}"] = right
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("pre-training")
+        for trained in run["trained"]:
+            for other, scores in trained["scores"].items():
+                right = {part: 100 * score["right"] for part, score in scores.items() if "right" in score}
+                rows.setdefault(f"{name}, asked as in {other}", []).append(right)
+    return pd.DataFrame({row: pd.DataFrame(seeds).mean() for row, seeds in rows.items()}).T.rename_axis("pre-training")
 
 # %% ../../nbs/76_tables.ipynb #test-splits
 TEST_SPLITS = {

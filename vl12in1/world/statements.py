@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/15_statements.ipynb #353ff1c1
 from .questions import YES_NO, in_relation, phrases_of, the_one
+from .references import expressions
 from .words import (KIND, WORDS, Facts, Phrase, coin, denote, describe, facts_of, looks, pick, pick_weighted,
                                  write)
 
@@ -80,23 +81,6 @@ def captions(
         if len(texts) == n:
             break
     return list(texts)
-
-# %% ../../nbs/15_statements.ipynb #misremembered
-_BEFORE = ("", "", "", "photo of ", "picture of ", "stock image of ", "free photo of ")
-_AFTER = ("", "", "", " stock photo", " on white", " for sale", " wallpaper")
-
-def _misremembered(phrase, rng):
-    words = [pick(rng, WORDS["color"]) if KIND[word] == "color" else word for word in phrase.words]
-    return describe(words, phrase.relation, phrase.other)
-
-def web_caption(scene, rng) -> str:
-    "Noisy alt text: few attributes, filler before or after, sometimes a wrong colour."
-    facts = facts_of(scene)
-    template, values = _caption(facts, rng, .25)
-    if coin(rng, .125):
-        count, phrase = values[0]
-        values = [(count, _misremembered(phrase, rng)), *values[1:]]
-    return pick(rng, _BEFORE) + write(template, *values) + pick(rng, _AFTER)
 
 # %% ../../nbs/15_statements.ipynb #counts
 PAIRS = {
@@ -241,3 +225,34 @@ def hypotheses(scene, rng) -> list[tuple[str, str]]:
         form, (true, false) = observed
         triple += [(write(*HYPOTHESES[form], *true), "entailment"), (write(*HYPOTHESES[form], *false), "contradiction")]
     return [triple[number] for number in rng.permutation(3)]
+
+# %% ../../nbs/15_statements.ipynb #misremembered
+_BEFORE = ("", "", "", "photo of ", "picture of ", "stock image of ", "free photo of ")
+_AFTER = ("", "", "", " stock photo", " on white", " for sale", " wallpaper")
+
+def _misremembered(phrase, rng):
+    words = [pick(rng, WORDS["color"]) if KIND[word] == "color" else word for word in phrase.words]
+    return describe(words, phrase.relation, phrase.other)
+
+def _description(scene, rng):
+    "A caption, sometimes with a wrong colour."
+    template, values = _caption(facts_of(scene), rng, .5)
+    if coin(rng, .125):
+        count, phrase = values[0]
+        values = [(count, _misremembered(phrase, rng)), *values[1:]]
+    return write(template, *values)
+
+# %% ../../nbs/15_statements.ipynb #b483c293
+def _name(scene, rng):
+    "An expression for one of the things, or None."
+    index, style = int(rng.integers(len(scene.things))), pick(rng, ("refcoco", "refcocog"))
+    return next(iter(expressions(scene, index, rng, style, 1)), None)
+
+def _sentence(scene, rng):
+    "A statement that is true of the scene, or None."
+    return next((text for text, label in hypotheses(scene, rng) if label == "entailment"), None)
+
+def web_caption(scene, rng) -> str:
+    "Alt text: a description, a name or a sentence, with filler before and after."
+    text = pick(rng, (_description, _name, _sentence))(scene, rng) or _description(scene, rng)
+    return pick(rng, _BEFORE) + text + pick(rng, _AFTER)
