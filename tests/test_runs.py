@@ -209,10 +209,11 @@ def test_item_scores_come_back(tmp_path):
 
 def test_models_may_have_different_numbers_of_seeds(tmp_path):
     scores = {("a", 0, "vqa"): np.array([1, 0]), ("a", 1, "vqa"): np.array([0, 0]), ("b", 0, "gqa"): np.array([1, 1, .5])}
-    write_item_scores(tmp_path / "items.csv", scores, dict(vqa=[("coco:1",)] * 2, gqa=[("coco:2",)] * 3))
+    columns = {task: pd.DataFrame(dict(images=[f"coco:{task}"] * n, kind="count")) for task, n in (("vqa", 2), ("gqa", 3))}
+    write_item_scores(tmp_path / "items.csv", scores, columns)
     found = read_item_scores(tmp_path / "items.csv")
     assert found["a", "vqa"][0].tolist() == [[1, 0], [0, 0]] and found["b", "gqa"][0].tolist() == [[1, 1, .5]]
-    assert found["b", "gqa"][1].tolist() == ["coco:2"] * 3
+    assert found["b", "gqa"][1].to_numpy().tolist() == [["coco:gqa", "count"]] * 3
 
 
 # --- task tokens

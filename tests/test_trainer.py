@@ -76,10 +76,10 @@ def test_a_step_of_one_task_leaves_other_heads_alone(tmp_path):
 
 
 def test_training_learns(tmp_path):
-    trainer = toy.trainer(tmp_path, tasks=("refcoco",), iterations=100)
+    trainer = toy.trainer(tmp_path, tasks=("refcoco",), iterations=200)
     trainer.run()
     losses = [line["loss"] for line in trainer.history]
-    assert losses[-1] < .8 * losses[0]
+    assert np.mean(losses[-5:]) < .8 * np.mean(losses[:5])
 
 
 def test_batches_read_ahead_by_a_worker_are_the_same(tmp_path):
