@@ -91,6 +91,7 @@ def test_a_study_is_brought_up_to_date_and_stays_so(study):
     assert stale_stages() == {"left": set(), "both": {"left"}}
 
 
+@pytest.mark.slow
 def test_what_fails_holds_up_only_what_needs_it(study):
     (study / "dvc.yaml").write_text((study / "dvc.yaml").read_text().replace("sleep 1; cat first.txt > left.txt", "exit 3"))
     assert list(repro(stale_stages())) == ["left"]

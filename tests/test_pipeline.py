@@ -297,8 +297,9 @@ def test_a_slip_in_the_last_entry_is_found_before_anything_runs(small_study, mon
 
 
 @pytest.mark.parametrize("notebook, complaint", [
-    ("train", "no run 'nosuch'; there are: st_all, st_clean"), ("test", "no run 'nosuch'; there are: st_all, st_clean"),
-    ("pretrain", "no pre-training 'nosuch'; there are: improved, original")])
+    ("train", "no run 'nosuch'; there are: st_all, st_clean"),
+    pytest.param("test", "no run 'nosuch'; there are: st_all, st_clean", marks=pytest.mark.slow),
+    pytest.param("pretrain", "no pre-training 'nosuch'; there are: improved, original", marks=pytest.mark.slow)])
 def test_a_run_that_there_is_not_is_no_key_error(small_study, monkeypatch, notebook, complaint):
     monkeypatch.chdir(small_study)
     with pytest.raises(NotebookError, match=f"ValueError: params.yaml: {complaint}"):
@@ -583,6 +584,7 @@ def test_a_grid_entry_concerns_what_descends_from_it(finished, graph):
     finally: undo()
 
 
+@pytest.mark.slow
 def test_one_pretraining_concerns_both_and_no_run_yet(finished):
     undo = edit(finished / "params.yaml", "original:\n    overlap:\n", "original:\n    overlap: 0.9\n")
     try: assert stale(finished) == {"pretrain@improved", "pretrain@original"}  # each is asked in the other's way, too

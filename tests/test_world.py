@@ -101,6 +101,7 @@ def test_the_photograph_of_a_key_is_the_file(tiny):
         assert (tiny / photograph_files(world, key)[0]).read_bytes() == photograph(world, key)
 
 
+@pytest.mark.slow
 def test_planned_overlaps():
     world = plan(WorldConfig())
     splits = {corpus: {split: {*keys} for split, keys in parts.items()} for corpus, parts in world.splits.items()}
@@ -168,6 +169,7 @@ def test_some_games_fail(full):
     assert 0.85 < successful / len(games) < 0.95
 
 
+@pytest.mark.slow
 def test_cleaning_leaves_most_of_the_training_data():
     world = plan(WorldConfig())
     everywhere = evaluated(world.splits)

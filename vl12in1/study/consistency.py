@@ -88,7 +88,7 @@ def consistency(pairs: pd.DataFrame) -> dict:
 # %% ../../nbs/81_consistency.ipynb #image-scores
 def image_scores(both: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Scores (seeds, images) or (images,) whose means over images are the consistencies: `both` is the weight of pairs that
-    are right twice, of that shape, `weights` (images,) that of all pairs. To be resampled as items of `statistics`."""
+    are right twice, of that shape, `weights` (images,) that of all pairs. For a `Cell` of `statistics`, as items."""
     both, weights = np.asarray(both, float), np.asarray(weights, float)
     if not weights.sum() > 0: raise ValueError(f"{weights.size} images, and no pair of question and expression shares a word")
     ratio = both.sum(-1, keepdims=True) / weights.sum()

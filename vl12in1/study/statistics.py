@@ -121,6 +121,11 @@ def _quantile(freedom: float, fraction: float) -> float:
     "Quantile of Student's t."
     return float(stdtrit(min(freedom, 1e9), fraction))
 
+def _reach(freedom: float, level: float) -> float:
+    "Standard errors from the middle of an interval to either end; `level`: how often it is to hold the truth."
+    if not 0 < level < 1: raise ValueError(f"level {level}: must be between 0 and 1, such as 0.95")
+    return _quantile(freedom, (1 + level) / 2)
+
 def _fewest(*lists: list[Cell]) -> int:
     "The fewest seeds behind any of these cells."
     return min(cell.seeds for cells in lists for cell in cells)
@@ -130,11 +135,10 @@ def estimate(
     level: float = .95,  # how often the interval is to hold the truth
 ) -> Estimate:
     "Mean over tasks of `cells`, with an interval for other pictures and, if there are several, other seeds."
-    if not 0 < level < 1: raise ValueError(f"level {level}: must be between 0 and 1, such as 0.95")
     cells = _listed(cells)
     of_pictures = picture_variance(_influence(cells), np.concatenate([cell.pictures for cell in cells]))
     error, freedom = _total([of_pictures, *seed_variances(cells)])
-    half, mean = error * _quantile(freedom, (1 + level) / 2), _mean(cells)
+    half, mean = error * _reach(freedom, level), _mean(cells)
     return Estimate(mean, mean - half, mean + half, _fewest(cells))
 
 # %% ../../nbs/74_statistics.ipynb #comparison
@@ -163,9 +167,8 @@ def compared(
     level: float = .95,         # how often the interval is to hold the truth
 ) -> Comparison:
     "A difference with its interval, p and power, from the variances of the parts of its error."
-    if not 0 < level < 1: raise ValueError(f"level {level}: must be between 0 and 1, such as 0.95")
     error, freedom = _total(variances)
-    reach = _quantile(freedom, (1 + level) / 2)
+    reach = _reach(freedom, level)
     interval = mean - error * reach, mean + error * reach
     if seeds < 2: return Comparison(mean, *interval, None, seeds, None)
     p = 2 * float(stdtr(min(freedom, 1e9), -abs(mean) / error)) if error else float(mean == 0)
