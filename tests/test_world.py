@@ -109,15 +109,15 @@ def test_planned_overlaps():
     assert refcoco == splits["refcoco+"]
     assert refcoco["testA"] | refcoco["testB"] <= refcocog["train"]
     assert len(refcocog["test"] & refcoco["train"]) >= 50
-    assert 0.4 < len(set().union(*refcoco.values()) & set().union(*refcocog.values())) / 350 < 0.6
-    assert len(splits["flickr30k"]["train"] & splits["snli_ve"]["test"]) == 80
+    assert 0.4 < len(set().union(*refcoco.values()) & set().union(*refcocog.values())) / 462 < 0.6
+    assert len(splits["flickr30k"]["train"] & splits["snli_ve"]["test"]) == 106
     assert set().union(*splits["flickr30k"].values()) == set().union(*splits["snli_ve"].values())
     genome = splits["visual_genome"]["all"]
     assert set().union(*splits["visual7w"].values()) <= genome
     assert splits["gqa"]["train"] | splits["gqa"]["val"] <= genome and not splits["gqa"]["testdev"] & genome
-    assert len({key for key in genome if world.coco_sets.get(key) == "train2014"}) == 280
-    assert len({key for key in genome if world.coco_sets.get(key) == "val2014"}) == 120
-    assert len(genome) == 800
+    assert len({key for key in genome if world.coco_sets.get(key) == "train2014"}) == 320
+    assert len({key for key in genome if world.coco_sets.get(key) == "val2014"}) == 160
+    assert len(genome) == 980
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
@@ -141,7 +141,10 @@ def test_people_are_what_test_a_is_about(full):
 
 def test_test_sets_are_large_enough(full):
     _, frames = full
-    sizes = {corpus: len(splits["test"]) for corpus, splits in frames.items() if corpus != "conceptual_captions"}
+    tests = {corpus: splits["test"] for corpus, splits in frames.items() if corpus != "conceptual_captions"}
+    assert min(len({key for keys in test["images"] for key in keys}) for test in tests.values()) >= 150
+    assert len({*tests["nlvr2"]["images"]}) >= 150, "pairs"
+    sizes = {corpus: len(test) for corpus, test in tests.items()}
     assert min(sizes.values()) >= 500
     assert all(size >= 540 for corpus, size in sizes.items() if corpus not in ("coco_captions", "flickr30k")), sizes
     assert len(frames["nlvr2"]["train"]) >= 2300 and len(frames["nlvr2"]["val"]) >= 300

@@ -35,16 +35,16 @@ class PhotographCounts:
     """
     seed: int = 0
     scale: float = 1.0
-    coco: tuple[int, ...] = (700, 400, 150)
-    karpathy: tuple[int, ...] = (100, 60)
-    visual_genome: tuple[int, ...] = (280, 120, 400)
-    gqa: tuple[int, ...] = (560, 80, 100)
-    visual7w: tuple[int, ...] = (360, 60, 140)
-    refcoco: tuple[int, ...] = (230, 30, 45, 45)
-    refcocog: tuple[int, ...] = (220, 30, 100)
-    guesswhat: tuple[int, ...] = (420, 90, 90)
-    flickr30k: tuple[int, ...] = (540, 60, 100)
-    snli_ve: tuple[int, ...] = (60, 120)
+    coco: tuple[int, ...] = (800, 560, 150)
+    karpathy: tuple[int, ...] = (150, 60)
+    visual_genome: tuple[int, ...] = (320, 160, 500)
+    gqa: tuple[int, ...] = (620, 80, 150)
+    visual7w: tuple[int, ...] = (440, 60, 180)
+    refcoco: tuple[int, ...] = (276, 30, 78, 78)
+    refcocog: tuple[int, ...] = (330, 30, 150)
+    guesswhat: tuple[int, ...] = (520, 90, 150)
+    flickr30k: tuple[int, ...] = (590, 60, 150)
+    snli_ve: tuple[int, ...] = (60, 159)
     nlvr2: tuple[int, ...] = (150, 20, 38)
     conceptual_captions: tuple[int, ...] = (2400, 240)
 
