@@ -24,8 +24,9 @@ def to_fractions(boxes: np.ndarray,  # (…, 4) corner boxes in pixels
 
 # %% ../nbs/01_boxes.ipynb #iou
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    "Intersection over union of every box of `a` (N, 4) with every box of `b` (M, 4): (N, M), corner boxes; empty boxes give 0."
-    a, b = np.asarray(a, dtype=float).reshape(-1, 1, 4), np.asarray(b, dtype=float).reshape(1, -1, 4)
+    "Intersection over union of every corner box of `a` (…, N, 4) with every one of `b` (…, M, 4): (…, N, M); empty boxes give 0."
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    a, b = a.reshape(*a.shape[:-2], -1, 1, 4), b.reshape(*b.shape[:-2], 1, -1, 4)
     sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
     inter = sides.prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inter

@@ -124,11 +124,14 @@ class Examples:
         check_frame(task, self.frame, self.head.images)
         self.tokens = [np.array(ids) for ids in sources.tokenizer(frame.text.tolist(), self.task.text_length)]
         self.images = self.frame.images.tolist()
-        self._kept, self._room = {}, KEPT
+        self._columns, self._kept, self._room = {}, {}, KEPT
 
     def __len__(self): return len(self.frame)
 
-    def column(self, name, rows) -> list: return [self.frame[name].iat[row] for row in rows]
+    def column(self, name, rows) -> list:
+        "What those rows of the frame have in the column."
+        if name not in self._columns: self._columns[name] = self.frame[name].tolist()  # a list is read many times faster
+        return [self._columns[name][row] for row in rows]
 
     def regions(self, key, boxes=()):
         "`image_regions` of this task's sources; not to be written to."

@@ -264,7 +264,7 @@ def among_regions(examples, rows, training) -> Batch:
     if "box" not in examples.frame: return examples.pairs(rows, images)
     boxes = checked(examples, "box", rows, lambda box: are_boxes([box]), "four finite numbers")
     batch = examples.pairs(rows, images, [[box] for box in boxes] if training else None)
-    overlap = np.stack([iou(places, [box])[:, 0] for places, box in zip(batch.spatials[..., :4].numpy(), boxes)])
+    overlap = iou(batch.spatials[..., :4].numpy(), np.array(boxes, dtype=float)[:, None])[..., 0]
     return replace(batch, targets=torch.tensor(soft(overlap) if training else overlap, dtype=torch.float32))
 
 # %% ../../nbs/44_heads.ipynb #among-candidates
