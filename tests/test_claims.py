@@ -17,7 +17,7 @@ from vl12in1.training.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = yaml.safe_load((ROOT / "params.yaml").read_text())
-GRID = GRID["runs"] | GRID["curricula"]
+GRID = GRID["runs"] | GRID["followers"]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 BETTER = Claim("More is better", "better", "at", "st_clean")
 
@@ -53,8 +53,8 @@ def test_the_stage_waits_for_the_runs_of_all_claims():
     # the stage depends on the folders to which every run of the grid writes
     assert {run for claim in CLAIMS for run in (claim.a, claim.b)} <= set(GRID)
     assert {"reports/runs", "reports/scores", "reports/metrics", "reports/items"} <= set(STAGES["index"]["deps"])
-    for stage in ("train", "curriculum"): assert {"reports/runs/${key}.json": {"cache": False}} in STAGES[stage]["do"]["outs"]
-    for stage in ("test", "test_curriculum"): assert {"reports/scores/${key}.json": {"cache": False}} in STAGES[stage]["do"]["metrics"]
+    for stage in ("train", "train_follower"): assert {"reports/runs/${key}.json": {"cache": False}} in STAGES[stage]["do"]["outs"]
+    for stage in ("test", "test_follower"): assert {"reports/scores/${key}.json": {"cache": False}} in STAGES[stage]["do"]["metrics"]
 
 
 def test_numbers_in_claims_are_the_papers_headline_only():

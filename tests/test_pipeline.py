@@ -173,7 +173,7 @@ def test_ambiguous_or_unknown_settings_are_errors(checkout, tmp_path, grid, comp
     ("params.yaml", "profile: small\n\truns: {}\n", r"params.yaml, line 2: no YAML"),
     ("params.yaml", "profile: small\nruns:\n  at: {init: \x01}\n", r"params.yaml: no YAML"),
     ("params.yaml", "profile: small\nruns:\n", r"params.yaml: runs holds None: .* \{\} for none"),
-    ("params.yaml", "profile: small\nruns: [at, st]\ncurricula: at\n", r"params.yaml: runs holds \['at', 'st'\]; curricula holds 'at'"),
+    ("params.yaml", "profile: small\nruns: [at, st]\nfollowers: at\n", r"params.yaml: runs holds \['at', 'st'\]; followers holds 'at'"),
     ("params.yaml", "", r"params.yaml: holds None where sections"), ("params.yaml", "- runs\n", r"params.yaml: holds \['runs'\]"),
     ("params.yaml", "runs: {}\n", "no profile None; there are: small"),
     ("params.yaml", "profile: ../profiles/small\nruns: {}\n", "no profile '../profiles/small'; there are: small"),
@@ -189,7 +189,7 @@ def test_a_file_that_cannot_be_read_is_named(checkout, tmp_path, file, text, com
 
 def test_a_section_that_is_missing_is_named_by_whoever_needs_it(checkout, tmp_path):
     profile_files(tmp_path, dict(profile="small", runs={}), small=dict(world=dict(seed=1)))
-    for section in ("training", "curricula"):
+    for section in ("training", "followers"):
         with pytest.raises(ValueError, match=f"no section '{section}', neither in params.yaml nor in profiles/small.yaml"):
             settings()[section]
     with pytest.raises(ValueError, match="no section 'seeds'"): read_grid(settings())
@@ -197,7 +197,7 @@ def test_a_section_that_is_missing_is_named_by_whoever_needs_it(checkout, tmp_pa
 
 @pytest.mark.parametrize("name", ["at@2", 2024, "my run", True, None, 1.5, "at.2", "", "scratch", "text_only", "pretrain_more", "größe",
                                   "-at"])
-@pytest.mark.parametrize("section", ["runs", "curricula", "pretraining"])
+@pytest.mark.parametrize("section", ["runs", "followers", "pretraining"])
 def test_names_that_stages_and_paths_cannot_have_are_refused(checkout, tmp_path, section, name):
     profile_files(tmp_path, dict(profile="small", **{section: {name: {}, "fine_2": {}}}), small={})
     with pytest.raises(ValueError) as refused: settings()
@@ -205,7 +205,7 @@ def test_names_that_stages_and_paths_cannot_have_are_refused(checkout, tmp_path,
 
 
 def test_a_name_is_given_once(checkout, tmp_path):
-    profile_files(tmp_path, dict(profile="small", runs={"at": {}}, curricula={"at": {}}), small={})
+    profile_files(tmp_path, dict(profile="small", runs={"at": {}}, followers={"at": {}}), small={})
     with pytest.raises(ValueError, match=r"'at' \(twice\)"): settings()
 
 
@@ -215,7 +215,19 @@ def test_profiles_have_the_same_sections():
     assert {tuple(sorted(sizes["training"])) for sizes in PROFILES.values()} == {tuple(sorted(PROFILES["miniature"]["training"]))}
 
 
-RUNS = GRID["runs"] | GRID["curricula"]
+@pytest.mark.parametrize("profile", PROFILES)
+def test_long_runs_are_as_long_as_training_on_all_tasks_and_fine_tuning(profile):
+    length = {kind: section["iterations"] for kind, section in PROFILES[profile]["training"].items() if "iterations" in section}
+    assert length["long"] == length["multi"] + length["finetune"]
+
+
+@pytest.mark.parametrize("profile", sorted(set(PROFILES) - {"full"}))
+def test_single_tasks_groups_and_all_tasks_take_equal_steps_per_task(profile):
+    single, few, multi = (PROFILES[profile]["training"][kind]["iterations"] for kind in ("single", "few", "multi"))
+    assert single == few == multi
+
+
+RUNS = GRID["runs"] | GRID["followers"]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -227,7 +239,7 @@ def test_the_grid_fits_every_profile(profile):
 def test_an_entry_of_the_grid_is_a_run_that_can_begin(name):
     run = Run.of(name, RUNS[name])
     assert run.init in {"scratch", *GRID["runs"], *(f"pretrain_{key}" for key in GRID["pretraining"])}
-    assert all(run.kind in sizes["training"] and sizes["seeds"][run.seeds] > 0 for sizes in PROFILES.values())
+    assert all(run.kind in sizes["training"] and sizes["seeds"][run.seeds] for sizes in PROFILES.values())
     for tasks in run.tasks().values():
         assert tasks and set(tasks) <= set(TASKS)
         if run.init in RUNS: assert parent(run, tasks, read_grid(GRID | PROFILES["smoke"])) in Run.of(run.init, RUNS[run.init]).tasks()
@@ -235,7 +247,7 @@ def test_an_entry_of_the_grid_is_a_run_that_can_begin(name):
 
 def test_the_grid_is_complete():
     run = {name: Run.of(name, entry) for name, entry in RUNS.items()}
-    assert not GRID["runs"].keys() & GRID["curricula"].keys()
+    assert not GRID["runs"].keys() & GRID["followers"].keys()
     assert all(len(run[name].tasks()) == 12 for name in ("st_all", "st_clean", "gt_ft", "ft", "ft_all", "st_10", "st_25", "st_50"))
     assert run["gt"].tasks() == GROUPS and run["at"].tasks() == {"all": tuple(TASKS)}
     partners = {frozenset(tasks) for name in ("pairs", "triples") for tasks in run[name].tasks().values()}
@@ -247,7 +259,8 @@ def test_the_grid_is_complete():
     ("token_per_head", {"tokens"}), ("no_token", {"tokens"}), ("no_stop_and_go", {"stop_and_go"}), ("proportional", {"schedule"}),
     ("vanilla", {"tokens", "stop_and_go"}), ("uncertainty", {"losses"}), ("one_step", {"gradients"}), ("surgery", {"gradients"}),
     ("at_without_g4", {"models"}), ("at_original", {"init"}), ("at_scratch", {"init"}), ("at_25", {"fraction"}),
-    ("curriculum", {"schedule", "stop_and_go", "difficulty"})])
+    ("curriculum", {"schedule", "stop_and_go", "after"}), ("round_robin_equal", {"schedule", "stop_and_go", "after"}),
+    ("at_long", {"kind"})])
 def test_an_ablation_changes_what_it_says_and_nothing_else(name, changed):
     ablation, whole = (asdict(Run.of(key, RUNS[key])) for key in (name, "at"))
     assert {field for field in whole if ablation[field] != whole[field]} - {"seeds"} == changed
@@ -350,22 +363,22 @@ def test_every_run_is_a_stage_that_follows_its_parent(graph):
                **{name: f"train@{name}" for name in GRID["runs"]}}
     followed = lambda stage: {needed for needed in graph[stage] if needed.startswith(("train@", "pretrain@", "scratch"))}
     for name, run in GRID["runs"].items(): assert followed(f"train@{name}") == {parents[run["init"]]}
-    for name, run in GRID["curricula"].items():
-        assert followed(f"curriculum@{name}") == {parents[run["init"]], f"train@{run['difficulty']}"}
+    for name, run in GRID["followers"].items():
+        assert followed(f"train_follower@{name}") == {parents[run["init"]], f"train@{run['after']}"}
     for name in GRID["pretraining"]: assert "scratch" in graph[f"pretrain@{name}"]
 
 
 def test_every_run_is_tested_by_a_stage_that_follows_its_training_alone(graph):
-    trained = {"test": ("train", GRID["runs"]), "test_curriculum": ("curriculum", GRID["curricula"])}
+    trained = {"test": ("train", GRID["runs"]), "test_follower": ("train_follower", GRID["followers"])}
     for stage, (training, runs) in trained.items():
         for name in runs:
             needed = graph[f"{stage}@{name}"]
-            assert {other for other in needed if other.startswith(("train@", "curriculum@"))} == {f"{training}@{name}"}
+            assert {other for other in needed if other.startswith(("train@", "train_follower@"))} == {f"{training}@{name}"}
 
 
-def test_a_curriculum_depends_on_all_that_other_training_depends_on(stages):
-    trained, ordered = (stages[name][0] for name in ("train@at", "curriculum@curriculum"))
-    assert ordered == trained | {"reports/runs/st_clean.json"}
+def test_a_follower_depends_on_all_that_other_training_depends_on(stages):
+    trained, ordered = (stages[name][0] for name in ("train@at", "train_follower@round_robin_equal"))
+    assert ordered == trained | {"reports/runs/at.json"}
 
 
 def test_data_is_imported_between_the_world_and_its_users(graph):
@@ -378,7 +391,7 @@ def test_data_is_imported_between_the_world_and_its_users(graph):
 
 def test_who_trains_or_tests_reads_frames_and_no_corpus(stages):
     for stage, (needed, _) in stages.items():
-        if not stage.startswith(("pretrain@", "train@", "curriculum@", "test", "text_only")): continue
+        if not stage.startswith(("pretrain@", "train@", "train_follower@", "test", "text_only")): continue
         assert "build/frames" in needed and not needed & {"data", "vl12in1/corpora"}, stage
 
 
@@ -387,7 +400,7 @@ def test_the_lock_of_the_environment_is_a_dependency_of_all_that_computes(stages
 
 
 def test_cleaning_comes_before_whatever_learns(graph):
-    learning = [stage for stage in graph if stage.startswith(("text", "regions", "pretrain@", "train@", "curriculum@"))]
+    learning = [stage for stage in graph if stage.startswith(("text", "regions", "pretrain@", "train@", "train_follower@"))]
     assert all("clean" in before(graph, stage) for stage in learning)
 
 
@@ -407,7 +420,7 @@ RESULTS = {"reports/runs", "reports/scores", "reports/metrics", "reports/items"}
 
 
 def test_what_shows_runs_waits_for_all_of_them(stages, graph):
-    tested = {f"test@{name}" for name in GRID["runs"]} | {f"test_curriculum@{name}" for name in GRID["curricula"]} | {"text_only"}
+    tested = {f"test@{name}" for name in GRID["runs"]} | {f"test_follower@{name}" for name in GRID["followers"]} | {"text_only"}
     showing = {stage for stage, (needed, _) in stages.items() if needed & RESULTS}
     assert showing >= {"index", "table_multitask", "table_ablations", "figure_learning"}
     for stage in showing:
@@ -600,15 +613,15 @@ def test_the_length_of_a_kind_of_run_concerns_that_kind(finished):
 
 
 @pytest.mark.slow
-def test_more_seeds_concern_the_runs_that_are_repeated(finished):
+def test_more_seeds_concern_the_runs_that_are_repeated_and_what_they_begin_with(finished):
     path = finished / f"profiles/{GRID['profile']}.yaml"
-    undo = edit(path, "seeds: {main: 1,", "seeds: {main: 3,")
-    try: assert stale(finished) == {f"{what}@{name}" for name, run in GRID["runs"].items() if run["seeds"] == "main"
-                                    for what in ("train", "test")}
+    undo = edit(path, "seeds: {main: [", "seeds: {main: [77, ")
+    repeated = {f"{what}@{name}" for name, run in GRID["runs"].items() if run["seeds"] == "main" for what in ("train", "test")}
+    try: assert stale(finished) == repeated | {"scratch", *(f"pretrain@{key}" for key in GRID["pretraining"])}
     finally: undo()
 
 
-TRAINING = ("scratch", "pretrain@", "train@", "curriculum@")
+TRAINING = ("scratch", "pretrain@", "train@", "train_follower@")
 
 
 @pytest.mark.parametrize("part, trains, tests", [

@@ -13,12 +13,17 @@ from vl12in1.model.heads import TOKENS
 from vl12in1.model.vilbert import published_task_tokens
 from vl12in1.tasks import TASKS
 from vl12in1.evaluation.records import read_item_scores, write_item_scores
-from vl12in1.training.runs import (Run, easiest_first, make_trainer, parent, part_of, read_examples, read_grid, run_of, serves,
-                                   weights)
+from vl12in1.training.runs import (Run, all_seeds, easiest_first, equal_iterations, make_trainer, parent, part_of, read_examples,
+                                   read_grid, run_of, serves, weights)
 from vl12in1.training.schedules import DynamicStopAndGo
 
 TOY = ("vqa", "refcoco", "snli_ve")
 TRAINING = dict(common=dict(learning_rate=1e-3, head_learning_rate=1e-3, batch_fraction=1 / 32), multi=dict(iterations=6), stop_and_go={})
+
+
+def judged(tasks):
+    "What the report of a run says of a model of these tasks: easy ones come first, and half of the steps were left out."
+    return dict(tasks=tasks, validation={task: 1 / (1 + place) for place, task in enumerate(tasks)}, steps=dict.fromkeys(tasks, 3))
 
 
 def trained(folder, seed=0, tasks=TOY, **choices):
@@ -29,7 +34,7 @@ def trained(folder, seed=0, tasks=TOY, **choices):
     model = TwelveInOne(ViLBERTConfig.miniature(vocab_size=len(toy.WORDS), feature_dim=8, task_tokens=tuple((t,) for t in TASKS)),
                         {"vqa": 2, "gqa": 2})
     trainer = make_trainer(run, tasks, seed, model, read_examples(run, splits, shared), TRAINING,
-                           folder / f"run{seed}{sorted(choices.items())}", order=tasks, machine=toy.CPU)
+                           folder / f"run{seed}{sorted(choices.items())}", followed=[judged(tasks)], machine=toy.CPU)
     trainer.run()
     return trainer
 
@@ -50,11 +55,11 @@ MULTI = dict(init="scratch", kind="multi", seeds="side")
 
 @pytest.mark.parametrize("field, values, allowed", [
     ("init", [None, 3, ""], "a name"), ("kind", [None, ["multi"]], "a name"), ("seeds", [1, None], "a name"),
-    ("difficulty", [True], "a name"),
+    ("after", [True], "a name"),
     ("fraction", [0, -.1, 1.5, 10, "0.1", True, None, float("nan")], "a number above 0 and at most 1"),
     ("stop_and_go", ["yes", 1, None], "true or false"), ("data", [["clean"], None, True], "one of clean, all"),
     ("tokens", [None, {}], "one of task, head, none"), ("losses", ["scale"], "one of scaled, uncertainty"),
-    ("schedule", ["roundrobin", 3], "one of round_robin, proportional, easy_first, hard_first"),
+    ("schedule", ["roundrobin", 3], "one of round_robin, proportional, easy_first, hard_first, equal_steps"),
     ("models", ["tasks", None, [], {}, ["vqa"], 3], "one of task, group, all, nor names with a list")])
 def test_a_value_that_a_field_cannot_have_is_named_with_those_it_can(field, values, allowed):
     for value in values:
@@ -73,14 +78,22 @@ def test_models_of_unknown_tasks_or_with_names_that_are_no_folders_are_refused(m
 
 def test_everything_that_is_wrong_is_said_at_once():
     with pytest.raises(ValueError) as refused: Run.of("at", dict(kind=3, fraction=2, schedule="hard_first", stop="no", models={"a": ["b"]}))
-    for part in ("init is missing", "seeds is missing", "kind 3", "fraction 2", "difficulty is missing", "field 'stop'", "'a' has 'b'"):
+    for part in ("init is missing", "seeds is missing", "kind 3", "fraction 2", "after names the run", "field 'stop'", "'a' has 'b'"):
         assert part in str(refused.value)
 
 
 def test_right_entries_are_runs():
     assert Run.of("at", MULTI) == Run("scratch", "multi")
     assert Run.of("at", MULTI | dict(fraction=1, models={"G1+vqa": ["G1", "vqa"]})).tasks() == {"G1+vqa": ("vqa", "vg_qa", "gqa")}
-    Run.of("at", MULTI | dict(schedule="easy_first", difficulty="st"))
+    Run.of("at", MULTI | dict(schedule="easy_first", after="st"))
+    Run.of("at", MULTI | dict(schedule="equal_steps", after="st"))
+
+
+@pytest.mark.parametrize("entry", [
+    dict(schedule="easy_first"), dict(schedule="equal_steps"), dict(after="st"), dict(schedule="proportional", after="st")])
+def test_another_run_is_named_if_and_only_if_its_report_is_needed(entry):
+    with pytest.raises(ValueError, match="after names the run whose report is needed: for easy_first, hard_first, equal_steps"):
+        Run.of("at", MULTI | entry)
 
 
 def test_every_field_is_described():
@@ -89,8 +102,8 @@ def test_every_field_is_described():
 
 # --- an entry among the others
 
-def study(runs, curricula=()):
-    return dict(runs={name: MULTI | entry for name, entry in runs.items()}, curricula=dict(curricula), seeds=dict(side=1),
+def study(runs, followers=()):
+    return dict(runs={name: MULTI | entry for name, entry in runs.items()}, followers=dict(followers), seeds=dict(side=[0]),
                 pretraining=dict(improved={}), training=dict(common={}, pretrain={}, stop_and_go={}, multi={}, finetune={}))
 
 
@@ -98,8 +111,8 @@ def study(runs, curricula=()):
     (dict(kind="mutli"), "kind 'mutli' is not one of multi, finetune"), (dict(kind="common"), "kind 'common' is not one of"),
     (dict(seeds="sides"), "seeds 'sides' is not one of side"),
     (dict(init="gtt"), "init 'gtt' is not one of scratch, pretrain_improved, st, at"),
-    (dict(schedule="easy_first", difficulty="ts"), "difficulty 'ts' is not one of st, at"),
-    (dict(schedule="easy_first", difficulty="st"), "belong under curricula"), (dict(tokens="heads"), "tokens 'heads'")])
+    (dict(schedule="easy_first", after="ts"), "after 'ts' is not one of st, at"),
+    (dict(schedule="easy_first", after="st"), "belong under followers"), (dict(tokens="heads"), "tokens 'heads'")])
 def test_an_entry_that_does_not_fit_the_study_is_named(entry, complaint):
     wrong = study(dict(st={}, at=entry))
     with pytest.raises(ValueError, match=f"run 'at': .*{complaint}"): read_grid(wrong)
@@ -119,14 +132,21 @@ def test_runs_that_begin_with_each_other_are_named(runs, names):
 
 
 def test_a_curriculum_cannot_begin_with_what_waits_for_it():
-    curriculum = MULTI | dict(schedule="easy_first", difficulty="st")
+    curriculum = MULTI | dict(schedule="easy_first", after="st")
     assert list(read_grid(study(dict(st={}), dict(easy=curriculum)))) == ["st", "easy"]
     with pytest.raises(ValueError, match="begin with each other"): read_grid(study(dict(st=dict(init="easy")), dict(easy=curriculum)))
 
 
-@pytest.mark.parametrize("number", [0, -1, None, "two", True])
-def test_a_number_of_seeds_that_is_none_is_refused(number):
-    with pytest.raises(ValueError, match=f"seeds: side is {number!r}"): read_grid(study(dict(at={})) | dict(seeds=dict(side=number)))
+@pytest.mark.parametrize("own", [0, 3, None, "two", [], [-1], [0, 0], [1, 2, 1], ["0"], [True], [.5], [[0]], {0: 1}])
+def test_a_list_of_seeds_that_is_none_is_refused(own):
+    with pytest.raises(ValueError) as refused: read_grid(study(dict(at={})) | dict(seeds=dict(side=own)))
+    assert f"seeds: side is {own!r}, which is not a list of different whole numbers" in str(refused.value)
+    with pytest.raises(ValueError) as again: all_seeds(dict(main=[0], side=own))
+    assert str(again.value) == str(refused.value)
+
+
+def test_the_seeds_of_all_lists_are_taken_together():
+    assert all_seeds(dict(main=[12, 10, 11], side=[10, 3])) == [3, 10, 11, 12]
 
 
 def test_a_run_that_there_is_not_is_named_with_those_there_are():
@@ -145,7 +165,14 @@ def test_a_model_begins_with_the_only_one_that_knows_its_tasks():
 
 def test_seeds_are_counted_round(tmp_path):
     for seed in range(2): (tmp_path / f"models/all/seed{seed}").mkdir(parents=True)
-    assert [weights(tmp_path, "all", seed).name for seed in range(4)] == ["seed0", "seed1", "seed0", "seed1"]
+    assert [weights(tmp_path, "all", seed, seed).name for seed in range(4)] == ["seed0", "seed1", "seed0", "seed1"]
+
+
+def test_a_seed_begins_with_its_own_weights_or_with_those_at_its_place(tmp_path):
+    for seed in (9, 10, 2): (tmp_path / f"models/all/seed{seed}").mkdir(parents=True)
+    found = [weights(tmp_path, "all", seed, place).name for place, seed in enumerate([10, 11, 12, 13, 9])]
+    assert found == ["seed10", "seed9", "seed10", "seed2", "seed9"]  # there are 2, 9 and 10
+    assert weights(tmp_path, "all").name == "seed2" and not weights(tmp_path, "none", 3).exists()
 
 
 @given(st.integers(1, 300), st.floats(.01, 1), st.floats(.01, 1))
@@ -164,8 +191,8 @@ def test_a_fraction_changes_neither_validation_nor_how_often_it_comes(tmp_path):
 
 
 @pytest.mark.parametrize("choices", [{}, dict(tokens="head"), dict(tokens="none"), dict(schedule="proportional"),
-                                     dict(schedule="hard_first"), dict(losses="uncertainty"), dict(gradients="sum"),
-                                     dict(gradients="pcgrad"), dict(stop_and_go=True), dict(fraction=.5)], ids=str)
+                                     dict(schedule="hard_first"), dict(schedule="equal_steps"), dict(losses="uncertainty"),
+                                     dict(gradients="sum"), dict(gradients="pcgrad"), dict(stop_and_go=True), dict(fraction=.5)], ids=str)
 def test_every_choice_trains_and_repeats_itself(tmp_path, choices):
     first, again = trained(tmp_path / "a", **choices), trained(tmp_path / "b", **choices)
     assert first.history == again.history and all(np.isfinite(line["loss"]) for line in first.history if line["steps"])
@@ -195,6 +222,27 @@ def test_a_curriculum_without_an_order_is_refused(tmp_path):
 
 def test_the_easiest_task_is_the_one_with_the_highest_validation_score():
     assert easiest_first([dict(validation=dict(a=.1, b=.9)), dict(validation=dict(c=.5))]) == ["b", "c", "a"]
+    assert easiest_first([dict(validation=dict(a=.1, b=.9)), dict(validation=dict(a=.9, b=0))]) == ["a", "b"]  # .5 and .45
+
+
+def test_equal_steps_are_as_many_and_on_a_schedule_of_their_own_length(tmp_path):
+    trainer = trained(tmp_path, schedule="equal_steps")
+    assert trainer.config.iterations == 3 and trainer.steps == dict.fromkeys(TOY, 3)
+    assert trained(tmp_path).config.iterations == 6
+
+
+@given(st.lists(st.integers(0, 500), min_size=2, max_size=12))
+def test_equal_steps_differ_by_less_than_a_round(steps):
+    tasks = [f"task{number}" for number in range(len(steps))]
+    iterations = equal_iterations([dict(tasks=tasks, steps=dict(zip(tasks, steps)))], tasks)
+    assert abs(iterations * len(tasks) - sum(steps)) <= len(tasks) / 2 or iterations == 1
+
+
+def test_equal_steps_are_those_of_models_of_the_same_tasks_on_average():
+    models = [dict(tasks=["a", "b"], steps=dict(a=10, b=20)), dict(tasks=["b", "a"], steps=dict(a=4, b=2)),
+              dict(tasks=["a"], steps=dict(a=1))]
+    assert equal_iterations(models, ["a", "b"]) == 9
+    with pytest.raises(ValueError, match="no model of c"): equal_iterations(models, ["c"])
 
 
 def test_item_scores_come_back(tmp_path):

@@ -171,7 +171,7 @@ def _configuration(study: dict, manifest: dict | None) -> EncoderConfig:
 
 def _models_trained(study: dict) -> int:
     "How many models the runs of the grid leave."
-    return sum(len(run.tasks()) * study["seeds"][run.seeds] for run in read_grid(study).values())
+    return sum(len(run.tasks()) * len(study["seeds"][run.seeds]) for run in read_grid(study).values())
 
 
 def _size(study: dict, answers: dict[str, int], store) -> tuple[str, str]:

@@ -25,7 +25,7 @@ def root() -> Path:
     raise FileNotFoundError(f"no dvc.yaml in {here} or above it: start this inside a checkout of the study")
 
 # %% ../../nbs/70_notebooks.ipynb #99f5c1d7
-MAPPINGS = ("runs", "curricula", "pretraining", "world", "duplicates", "text", "regions", "model", "training", "seeds")
+MAPPINGS = ("runs", "followers", "pretraining", "world", "duplicates", "text", "regions", "model", "training", "seeds")
 
 def read_sections(path) -> dict:
     "The sections of a YAML file; ValueError that names the file, and its line, for what is none."
@@ -49,9 +49,9 @@ def can_be_a_run(name) -> bool:
 
 def check_names(grid) -> None:
     "ValueError that lists all names of runs and pre-trainings in `grid` (`params.yaml`) that cannot be used."
-    names = [name for section in ("runs", "curricula", "pretraining") for name in grid.get(section, {})]
+    names = [name for section in ("runs", "followers", "pretraining") for name in grid.get(section, {})]
     wrong = [repr(name) for name in names if not can_be_a_run(name)]
-    wrong += [f"{name!r} (twice)" for name in grid.get("curricula", {}) if name in grid.get("runs", {})]
+    wrong += [f"{name!r} (twice)" for name in grid.get("followers", {}) if name in grid.get("runs", {})]
     if wrong:
         raise ValueError(f"params.yaml: {', '.join(wrong)} cannot be the name of a run: names begin with a letter, hold letters, "
                          f"digits and _, occur once, are no word or number of YAML's, and do not begin with {', '.join(TAKEN)}")

@@ -136,7 +136,7 @@ def tables() -> dict[str, str]:
     "Render every table, figure and the index from what is in `reports/`, whether out of date or not; returns what failed, and why."
     from dvc.repo import Repo
     study = settings()
-    placeholders(root() / "reports", [*study["runs"], *study["curricula"]])
+    placeholders(root() / "reports", [*study["runs"], *study["followers"]])
     with Repo() as repo: names = study_stages(repo)
     light, room = [name for name in names if name.startswith(("table_", "figure_", "index"))], len(rooms())
     hands = [" ".join(light[place::room]) for place in range(room)]  # to start DVC takes longer than to make a table
