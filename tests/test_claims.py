@@ -45,7 +45,7 @@ def report(**fractions):
 def test_claims_speak_of_the_grid():
     assert {run for claim in CLAIMS for run in (claim.a, claim.b)} <= set(GRID)
     assert set(WITH_G4) == {name for name, tasks in Run.of("pairs", GRID["pairs"]).tasks().items() if "nlvr2" in tasks}
-    assert len({claim.sentence for claim in CLAIMS}) == len(CLAIMS) == 19
+    assert len({claim.sentence for claim in CLAIMS}) == len(CLAIMS) == 20
     assert all(claim.paper and claim.direction in (1, -1) for claim in CLAIMS)
 
 
@@ -130,7 +130,7 @@ def test_a_margin(low, high, verdict):
 def test_nothing_is_not_resolved(tmp_path):
     table = judge(Results(tmp_path), {})
     assert set(table.verdict) == {"not resolved"} and table[["on", "seeds", "difference", "p"]].isna().all(axis=None)
-    assert len(readable_claims(table)) == 19 and seeds_used(Results(tmp_path)) == "no"
+    assert len(readable_claims(table)) == 20 and seeds_used(Results(tmp_path)) == "no"
 
 
 def test_a_missing_run_leaves_only_its_claims_open(tmp_path):
@@ -143,7 +143,7 @@ def test_a_missing_run_leaves_only_its_claims_open(tmp_path):
 
 def test_all_claims_with_a_p_are_one_family(tmp_path):
     fractions = {run: .5 + .01 * i for i, run in enumerate(sorted({run for claim in CLAIMS for run in (claim.a, claim.b)}))}
-    results, found = study(tmp_path, fractions, items=40), report(at=.5, st_clean=.5, ft=.6)
+    results, found = study(tmp_path, fractions, items=40), report(at=.5, at_long=.5, st_clean=.5, ft=.6)
     together = judge(results, found)
     alone = [judge(results, found, [claim]).p.iloc[0] for claim in CLAIMS]
     assert [p if p is None else pytest.approx(p) for p in holm(alone)] == together.p.tolist()
@@ -153,7 +153,7 @@ def test_all_claims_with_a_p_are_one_family(tmp_path):
 def test_the_count(tmp_path):
     table = judge(study(tmp_path, dict(at=.7, st_clean=.5, gt=.8)), {})
     assert sum(map(int, re.findall(r"\d+", counted(table))[1:])) == len(CLAIMS) == int(re.findall(r"\d+", counted(table))[0])
-    assert counted(table).endswith("*holds* for 2, *does not hold* for 1, *not resolved* for 16, and *one seed* for 0.")
+    assert counted(table).endswith("*holds* for 2, *does not hold* for 1, *not resolved* for 17, and *one seed* for 0.")
 
 
 # --- the page
@@ -192,7 +192,7 @@ def test_the_index_lists_verdicts_and_missing_runs(tmp_path):
 
 def test_the_index_of_nothing(tmp_path):
     text, _ = page(tmp_path)
-    assert "*not resolved* for 19" in text and all(f"`{run}`" in text for run in GRID)
+    assert "*not resolved* for 20" in text and all(f"`{run}`" in text for run in GRID)
 
 
 def test_the_index_of_everything(tmp_path):

@@ -85,14 +85,15 @@ CLAIMS = (
           "better: " + find(["12-in-1 AT"], None, "mean gain over single-task models, twelve tasks").value, "at", "st_clean"),
     Claim("One model for each group is better than models of one task", "better", "gt", "st_clean"),
     Claim("One model of all tasks is better than one for each group", "better", "at", "gt"),
-    Claim("Fine-tuning on each task improves on the model of all tasks", "better", "ft", "at"),
+    Claim("Fine-tuning on each task improves on training the model of all tasks for longer", "better", "ft", "at_long"),
+    Claim("Fine-tuning from all tasks is better than training models of one task for longer", "better", "ft", "st_long"),
     Claim("Fine-tuning from all tasks is better than fine-tuning from groups", "better", "ft", "gt_ft"),
     Claim("NLVR2 (G4) gains from a partner of another group", "it gains", "pairs", "st_clean",
           cells=models_of({"nlvr2": WITH_G4})),
     Claim("Partners of NLVR2 lose by it", "they lose", "pairs", "st_clean", -1,
           cells=models_of({task: (model,) for task, model in zip(_PARTNERS, WITH_G4)})),
     Claim("The other ten tasks are better without G4", "better", "at_without_g4", "at"),
-    Claim("Stop-and-go helps", "it helps", "at", "no_stop_and_go"),
+    Claim("Stop-and-go helps, at as many steps", "it helps", "at", "round_robin_equal"),
     Claim("Task tokens help", "they help", "at", "no_token"),
     Claim("A token for each data set is better than one for each head", "better", "at", "token_per_head"),
     Claim("Stop-and-go and task tokens help together", "they help", "at", "vanilla"),
@@ -103,7 +104,8 @@ CLAIMS = (
     Claim("The improvements of pre-training help", "all its models have them", "at", "at_original"),
     Claim("A model of all tasks answers and points more consistently than models of one task", "more consistently",
           "at", "st_clean", cells=images),
-    Claim("Fine-tuning it on each task makes that more consistent still", "more consistent", "ft", "at", cells=images),
+    Claim("Fine-tuning it on each task makes that more consistent still, more than training it for longer", "more consistent",
+          "ft", "at_long", cells=images),
 )
 
 # %% ../../nbs/84_claims.ipynb #ruling
