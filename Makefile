@@ -1,6 +1,7 @@
 # make study   the whole study: environment, stages, tables, claims          make smoke   the same, tiny, in a throw-away clone
 # make test    environment, chapters and tests; make test-slow: the rest      make tables  render the tables again from reports/
 # make lab     the book in JupyterLab                                       make clean   remove what the study made
+# make thorough    the study with more seeds, in a clone, into reports/thorough     make rerun   the same with other seeds, into reports/rerun
 # make benchmark   how fast published features are imported and read back, about ten minutes and 12 GB of disk
 SHELL := bash
 # The first Python that is new enough; `make PYTHON=…` chooses another.
@@ -9,9 +10,9 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help study test test-slow smoke tables benchmark lab clean
+.PHONY: help study test test-slow smoke thorough rerun tables benchmark lab clean
 help:
-	@head -4 $(firstword $(MAKEFILE_LIST)) | sed 's/^# //'
+	@head -5 $(firstword $(MAKEFILE_LIST)) | sed 's/^# //'
 
 study: .venv/ready
 	@echo "make study: what is out of date is run (nothing is: seconds; empty cache: see README.md)"
@@ -31,6 +32,14 @@ test-slow: .venv/ready
 
 smoke: .venv/ready
 	bash .ci/smoke
+
+thorough rerun: .venv/ready
+	@echo "make $@: the last commit with the profile 'thorough', in build/$@; stopped and begun again, it goes on"
+	python -m vl12in1.study.thorough $(if $(filter rerun,$@),--rerun)
+	dvc repro --single-item views table_rerun index
+	@cat reports/$@/index.md
+	python -m vl12in1.study.reproduction reports/$@
+	@printf '\nmake $@: written to reports/\n'; ls -d reports/$@ reports/index.md reports/table_rerun.md
 
 tables: .venv/ready
 	@echo "make tables: from the metrics in reports/, without data, weights or training"

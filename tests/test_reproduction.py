@@ -5,10 +5,12 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from vl12in1.command import main as command
 from vl12in1.study import reproduction
-from vl12in1.study.reproduction import compare_cells, comparison_report
+from vl12in1.study.reproduction import (agreement, compare_cells, comparison_report, other_code, readable_rerun, rerun_notes, rerun_table,
+                                        seed_numbers)
 from vl12in1.study.results import Results, invent_run
 
 TASKS = ["vqa", "gqa"]
@@ -19,8 +21,21 @@ def study(folder, seed=0, at=.6, data="invented numbers", verdict="holds", seeds
     rng = np.random.default_rng(seed)
     for run, right in (("st_clean", .5), ("at", at)):
         invent_run(folder, run, {"all": TASKS}, lambda model, task: right + rng.normal(0, .01), seeds=seeds, data=data)
-    pd.DataFrame(dict(claim=["more is better"], verdict=verdict, difference=10.)).to_csv(folder / "index.csv", index=False)
+    return index(folder, {"more is better": verdict})
+
+
+def index(folder, verdicts):
+    "An index whose claims have these verdicts, claim -> verdict; returns the folder."
+    table = pd.DataFrame(dict(verdict=verdicts.values(), difference=10., difference_low=8., difference_high=12.),
+                         pd.Index(verdicts, name="claim"))
+    table.to_csv(folder / "index.csv")
     return folder
+
+
+def lock(folder, **code):
+    "The lock of a study whose stages had code with this md5, stage -> md5."
+    stages = {stage: dict(deps=[dict(path="vl12in1/model", md5=md5), dict(path="data", md5=str(folder))]) for stage, md5 in code.items()}
+    (folder / "dvc.lock").write_text(yaml.safe_dump(dict(stages=stages)))
 
 
 def test_the_same_bytes_are_reproduced(tmp_path):
@@ -92,3 +107,60 @@ def test_the_study_is_compared_with_the_last_commit(tmp_path, monkeypatch, capsy
     assert nothing == "not compared: the last commit holds no reports"
     assert same == "reproduced: 4 of 4 cells, 1 of 1 verdicts" and changed.startswith("reproduced: 2 of 4 cells")
     assert lost.startswith("not compared: ") and "no index.csv" in lost
+
+
+def test_any_folder_of_reports_is_compared_with_the_last_commit(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reproduction, "root", lambda: tmp_path)
+    study(tmp_path / "reports")
+    study(tmp_path / "reports/thorough", at=.8)
+    for words in (["init"], ["add", "reports"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "reports"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True)
+    invent_run(tmp_path / "reports/thorough", "at", {"all": TASKS}, .1, seeds=3)
+    for name in ("reports", "reports/thorough", "reports/rerun"): reproduction.main(name)
+    same, changed, *_, nothing = capsys.readouterr().out.splitlines()
+    assert same.startswith("reproduced: 4 of 4") and changed.startswith("reproduced: 2 of 4")
+    assert nothing == "not compared: the last commit holds no reports/rerun"
+
+
+# --- the same study with other seeds
+
+def test_verdicts_that_agree_and_verdicts_of_opposite_signs_are_counted(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second): folder.mkdir()
+    index(first, dict(a="holds", b="holds", c="does not hold", d="not resolved", only_here="holds"))
+    index(second, dict(a="holds", b="not resolved", c="holds", d="not resolved"))
+    table = rerun_table(first, second)
+    assert agreement(table) == "verdicts: 2 of 4 agree, 1 with opposite sign"
+    shown = readable_rerun(table)
+    assert shown.agree.tolist() == ["yes", "no", "no, opposite signs", "yes"]
+    assert shown.iloc[0, :2].tolist() == ["+10.0 [+8.0, +12.0]", "holds"]
+
+
+@pytest.mark.parametrize("there", [[], ["thorough"], ["rerun"]])
+def test_a_run_that_is_not_there_is_named(tmp_path, there):
+    for name in there: study(tmp_path / name)
+    folders = [tmp_path / name for name in ("thorough", "rerun")]
+    notes = rerun_notes(*folders)
+    assert all((folder.name in notes) == (folder.name not in there) for folder in folders)
+    assert len(rerun_table(*folders)) == len(readable_rerun(rerun_table(*folders))) == 0
+
+
+def test_below_the_table_stands_what_both_runs_share(tmp_path):
+    folders = [study(tmp_path / name, seed) for seed, name in enumerate(("thorough", "rerun"))]
+    for folder, code in zip(folders, ("1", "2")): lock(folder, train="1", test=code, table_x=code, index=code)
+    notes = rerun_notes(*folders)
+    assert "**verdicts: 1 of 1 agree, 0 with opposite sign**" in notes and "seeds explain: 4 of 4" in notes
+    assert "first run: 0, 1, 2; of the second: 0, 1, 2" in notes and notes.endswith("with the same code: test.")
+
+
+def test_only_code_counts_and_stages_that_one_run_lacks_do_count(tmp_path):
+    for name in "ab": (tmp_path / name).mkdir()
+    lock(tmp_path / "a", train="1", test="1", figure_x="1")
+    lock(tmp_path / "b", train="1", test="1", attention="1", figure_x="2")
+    assert other_code(tmp_path / "a", tmp_path / "a") == [] and other_code(tmp_path / "a", tmp_path / "b") == ["attention"]
+
+
+def test_seeds_are_those_of_trained_models(tmp_path):
+    results = Results(study(tmp_path, seeds=2))
+    results.runs["text_only"] = dict(trained=[dict(seed=7, parameters=0)])
+    assert seed_numbers(results) == [0, 1]
