@@ -211,7 +211,7 @@ def test_a_name_is_given_once(checkout, tmp_path):
 
 def test_profiles_have_the_same_sections():
     sections = {name: set(sizes) for name, sizes in PROFILES.items()}
-    assert sections["smoke"] == sections["miniature"] == sections["full"]
+    assert sections["smoke"] == sections["miniature"] == sections["full"] == sections["thorough"]
     assert {tuple(sorted(sizes["training"])) for sizes in PROFILES.values()} == {tuple(sorted(PROFILES["miniature"]["training"]))}
 
 
@@ -225,6 +225,14 @@ def test_long_runs_are_as_long_as_training_on_all_tasks_and_fine_tuning(profile)
 def test_single_tasks_groups_and_all_tasks_take_equal_steps_per_task(profile):
     single, few, multi = (PROFILES[profile]["training"][kind]["iterations"] for kind in ("single", "few", "multi"))
     assert single == few == multi
+
+
+def test_the_thorough_study_is_the_study_with_more_seeds():
+    thorough, study = (dict(PROFILES[name]) for name in ("thorough", "miniature"))
+    more, seeds = thorough.pop("seeds"), study.pop("seeds")
+    assert thorough == study, "profiles/thorough.yaml and profiles/miniature.yaml may differ in seeds only"
+    assert all(set(more[name]) >= set(own) for name, own in seeds.items()) and more != seeds
+    assert len(more["main"]) == 5 and len(more["side"]) == 3
 
 
 RUNS = GRID["runs"] | GRID["followers"]

@@ -1,0 +1,123 @@
+"Complete runs with more seeds: clones of a toy study that are begun, stopped, gone on with and kept."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vl12in1.study.parallel import COMPLETE
+from vl12in1.study.thorough import SHIFTS, choose, clone, git, keep, main
+
+ROOT = Path(__file__).resolve().parents[1]
+PIPELINE = """
+stages:
+  views: {cmd: cp source first.txt, deps: [source], outs: [first.txt]}
+  train:
+    cmd: cat first.txt profiles/thorough.yaml > reports/scores.txt; test ! -e obstacle
+    deps: [first.txt]
+    params:
+      - profiles/${profile}.yaml: [seeds]
+    outs:
+      - reports/scores.txt: {cache: false}
+"""
+SEEDS = dict(main=[0, 1, 2], side=[0])
+
+
+def commit(folder, message="next"):
+    git(folder, "add", "--all")
+    git(folder, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", f"--message={message}")
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    "A committed study of two toy stages, in the working directory."
+    files = {"dvc.yaml": PIPELINE, "source": "a\n", "params.yaml": "# Sizes.\nprofile: small\nruns: {}\nfollowers: {}\npretraining: {}\n",
+             ".gitignore": "/build\n", "profiles/small.yaml": "seeds: {main: [0]}\n", "reports/scores.txt": "of another profile\n",
+             "profiles/thorough.yaml": yaml.safe_dump(dict(seeds=SEEDS, training={}))}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    for command in (["git", "init", "--quiet"], ["dvc", "init", "--quiet"]): subprocess.run(command, check=True)
+    commit(tmp_path)
+    return tmp_path
+
+
+def test_the_runner_makes_room_for_what_complete_runs_leave():
+    assert set(SHIFTS) == set(COMPLETE)
+
+
+def test_seeds_of_both_runs_have_nothing_in_common(checkout):
+    seeds = {}
+    for name, shift in SHIFTS.items():
+        clone(checkout, checkout / "build" / name)
+        choose(checkout / "build" / name, shift)
+        seeds[name] = yaml.safe_load((checkout / "build" / name / "profiles/thorough.yaml").read_text())["seeds"]
+    assert seeds["thorough"] == SEEDS and not set(seeds["thorough"]["main"]) & set(seeds["rerun"]["main"])
+    assert {name: len(own) for name, own in seeds["rerun"].items()} == {name: len(own) for name, own in SEEDS.items()}
+
+
+def test_the_seeds_of_the_profile_are_few_enough_to_be_shifted():
+    seeds = yaml.safe_load((ROOT / "profiles/thorough.yaml").read_text())["seeds"]
+    assert all(max(own) - min(own) < SHIFTS["rerun"] for own in seeds.values())
+
+
+def test_a_clone_has_what_is_committed_and_no_more(checkout):
+    (checkout / "source").write_text("not committed\n")
+    folder = checkout / "build/thorough"
+    clone(checkout, folder)
+    assert (folder / "source").read_text() == "a\n" and not (folder / "reports").exists()
+    commit(checkout)
+    (checkout / "profiles/small.yaml").unlink()
+    commit(checkout)
+    choose(folder, 0)
+    clone(checkout, folder)
+    assert (folder / "source").read_text() == "not committed\n" and not (folder / "profiles/small.yaml").exists()
+    assert "profile: small" in (folder / "params.yaml").read_text()
+
+
+def test_a_report_of_an_earlier_run_is_not_kept(checkout):
+    (checkout / "reports/thorough").mkdir()
+    (checkout / "reports/thorough/table_gone.md").write_text("earlier")
+    folder = checkout / "build/thorough"
+    for name in ("dvc.lock", "reports/index.md", "reports/benchmarks/times.csv", "reports/rerun/index.md"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    keep(folder, checkout / "reports/thorough")
+    assert sorted(path.name for path in (checkout / "reports/thorough").iterdir()) == ["dvc.lock", "index.md"]
+
+
+@pytest.mark.slow
+def test_a_complete_run_goes_on_where_it_was_stopped_and_is_kept(checkout, capfd):
+    (checkout / "obstacle").touch()
+    commit(checkout)
+    with pytest.raises(SystemExit, match="reports/thorough is as it was"): main([])
+    assert not (checkout / "reports/thorough").exists()
+    (checkout / "obstacle").unlink()
+    commit(checkout)
+    capfd.readouterr()
+    main([])
+    assert "1 stages are out of date" in capfd.readouterr().out   # what was done before it stopped is not done again
+    scores = checkout / "reports/thorough/scores.txt"
+    assert scores.read_text().startswith("a\n") and yaml.safe_load(scores.read_text()[2:])["seeds"] == SEEDS
+    main(["--rerun"])
+    again = yaml.safe_load((checkout / "reports/rerun/scores.txt").read_text()[2:])["seeds"]
+    assert again == {name: [seed + SHIFTS["rerun"] for seed in own] for name, own in SEEDS.items()}
+    assert (checkout / "reports/scores.txt").read_text() == "of another profile\n" and git(checkout, "status", "--short") != ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--rerun"]])
+def test_outside_of_a_checkout_it_ends_in_one_line(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="start this inside a checkout"): main(arguments)
+
+
+def test_without_a_commit_it_ends_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    git(tmp_path, "init", "--quiet")
+    with pytest.raises(SystemExit, match="git .* failed: reports/thorough is as it was"): main([])
