@@ -198,6 +198,7 @@ REPORTS = {
     "table_consistency.md": "right answers about, and right pointing at, the same things",
     "table_sota.md": "beside published systems, each number with its source",
     "table_peers.md": "the tasks that other multi-task systems share, trained together",
+    "table_rerun.md": "the whole study twice, with different seeds: do the verdicts agree?",
     "table_metrics.md": "everything that the corpora's own programs report",
     "table_overlap.md": "test images of one task among the training images of another",
     "figure_overlap.png": "the same, as a picture",
