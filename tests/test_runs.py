@@ -131,13 +131,21 @@ def test_runs_that_begin_with_each_other_are_named(runs, names):
     with pytest.raises(ValueError, match=f"begin with each other: {names}$"): read_grid(study(runs))
 
 
+def test_runs_without_seeds_are_left_out_and_no_run_may_need_them():
+    seeds = dict(side=[0], more=[])
+    left_out = study(dict(at=dict(seeds="more"))) | dict(seeds=seeds)
+    assert list(read_grid(left_out)) == ["at"]
+    needy = study(dict(at=dict(seeds="more"), ft=dict(init="at"), gt=dict(init="at", seeds="more"))) | dict(seeds=seeds)
+    with pytest.raises(ValueError, match="run 'ft': it needs 'at', and the profile's seeds: more is empty$"): read_grid(needy)
+
+
 def test_a_curriculum_cannot_begin_with_what_waits_for_it():
     curriculum = MULTI | dict(schedule="easy_first", after="st")
     assert list(read_grid(study(dict(st={}), dict(easy=curriculum)))) == ["st", "easy"]
     with pytest.raises(ValueError, match="begin with each other"): read_grid(study(dict(st=dict(init="easy")), dict(easy=curriculum)))
 
 
-@pytest.mark.parametrize("own", [0, 3, None, "two", [], [-1], [0, 0], [1, 2, 1], ["0"], [True], [.5], [[0]], {0: 1}])
+@pytest.mark.parametrize("own", [0, 3, None, "two", [-1], [0, 0], [1, 2, 1], ["0"], [True], [.5], [[0]], {0: 1}])
 def test_a_list_of_seeds_that_is_none_is_refused(own):
     with pytest.raises(ValueError) as refused: read_grid(study(dict(at={})) | dict(seeds=dict(side=own)))
     assert f"seeds: side is {own!r}, which is not a list of different whole numbers" in str(refused.value)

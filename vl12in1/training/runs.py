@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'FOLLOWING', 'FIELDS', 'REQUIRED', 'OTHER_SECTIONS', 'SCHEDULES', 'tasks_of', 'Run', 'problems_of',
-           'complaint', 'parent', 'weights', 'problems_of_seeds', 'all_seeds', 'misfits', 'circles', 'read_grid',
-           'run_of', 'part_of', 'read_examples', 'easiest_first', 'equal_iterations', 'config_of', 'serves',
-           'make_trainer', 'parameters_used']
+           'complaint', 'parent', 'weights', 'problems_of_seeds', 'all_seeds', 'misfits', 'circles', 'left_out',
+           'read_grid', 'run_of', 'part_of', 'read_examples', 'easiest_first', 'equal_iterations', 'config_of',
+           'serves', 'make_trainer', 'parameters_used']
 
 # %% ../../nbs/58_runs.ipynb #cbcfaecc
 import re
@@ -149,9 +149,9 @@ def weights(folder, model, seed=None, place=0) -> Path:
 
 # %% ../../nbs/58_runs.ipynb #31bb941b
 def problems_of_seeds(seeds) -> list[str]:
-    "What is wrong with the profile's `seeds`: name -> list of the seeds that models are trained with."
+    "What is wrong with the profile's `seeds`: name -> list of the seeds that models are trained with; empty: no model is."
     def fits(own):
-        return isinstance(own, list) and own and all(type(seed) is int and seed >= 0 for seed in own) and len(set(own)) == len(own)
+        return isinstance(own, list) and all(type(seed) is int and seed >= 0 for seed in own) and len(set(own)) == len(own)
     return [f"seeds: {name} is {own!r}, which is not a list of different whole numbers from 0 on, such as [0, 1, 2]"
             for name, own in seeds.items() if not fits(own)]
 
@@ -185,6 +185,12 @@ def circles(grid) -> list[str]:
     return []
 
 # %% ../../nbs/58_runs.ipynb #30ec225c
+def left_out(grid, seeds) -> list[str]:
+    "What runs of the `grid`, name -> `Run`, need of runs that have no `seeds` in this profile, a line each."
+    idle = {name for name, run in grid.items() if not seeds[run.seeds]}
+    return [complaint(name, [f"it needs {other!r}, and the profile's seeds: {grid[other].seeds} is empty"])
+            for name, run in grid.items() for other in sorted({run.init, run.after} & idle) if name not in idle]
+
 def read_grid(study) -> dict[str, Run]:
     "Name -> `Run`, of all entries; `study` is what `settings()` returns. ValueError that lists everything that is wrong with any."
     grid, problems = {}, problems_of_seeds(study["seeds"])
@@ -195,6 +201,7 @@ def read_grid(study) -> dict[str, Run]:
             if not wrong: wrong = misfits(grid[name], section, study)
             if wrong: problems.append(complaint(name, wrong))
     problems += circles(grid)
+    problems = problems or left_out(grid, study["seeds"])
     if problems: raise ValueError("\n".join(problems))
     return grid
 
