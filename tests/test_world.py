@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vl12in1 import corpora
+from vl12in1 import cleaning, corpora
 from vl12in1.world import WorldConfig, photograph, photograph_files, plan_world, render, sample_scene, write_world
 from vl12in1.world.photos import PARTS, SCALE, stencil
 from vl12in1.world.plan import evaluated
@@ -95,6 +95,48 @@ def test_both_names_of_a_photograph_hold_the_same_bytes(tiny):
         assert coco.read_bytes() == (tiny / f"images/visual_genome/{image['image_id']}.jpg").read_bytes()
 
 
+def test_photographs_of_flickr30k_in_visual_genome_are_the_same_files(tiny):
+    world, images = plan(TINY), json.loads((tiny / "visual_genome/image_data.json").read_text())
+    twins = [image for image in images if (tiny / f"images/flickr30k/{image['flickr_id']}.jpg").exists()]
+    assert {f"flickr30k:{image['flickr_id']}" for image in twins} == {*world.visual_genome} & {*sum(world.splits["flickr30k"].values(), [])}
+    for image in twins:
+        genome = tiny / f"images/visual_genome/{image['image_id']}.jpg"
+        assert genome.read_bytes() == (tiny / f"images/flickr30k/{image['flickr_id']}.jpg").read_bytes()
+    shared = {f"flickr30k:{image['flickr_id']}" for image in twins}
+    assert shared & {*world.splits["flickr30k"]["test"]} and shared & {*world.splits["flickr30k"]["train"]}
+
+
+def test_photographs_that_nlvr2_found_twice_have_one_address_and_one_key(tiny):
+    world, names = plan(TINY), {}
+    for split in world.splits["nlvr2"]:
+        for row in map(json.loads, (tiny / f"nlvr2/{split}.json").read_text().splitlines()):
+            stem = row["identifier"].rpartition("-")[0]
+            for side, field in enumerate(("left_url", "right_url")): names.setdefault(row[field], set()).add(f"nlvr2:{stem}-img{side}")
+    twice = [same for same in names.values() if len(same) > 1]
+    assert {alias: key for key, alias in map(sorted, twice)} == world.aliases
+    assert world.aliases.items() <= corpora.identity(tiny).items()
+    splits = {tuple(name.partition(":")[2].partition("-")[0] for name in names) for names in world.aliases.items()}
+    assert splits == {("test1", "dev"), ("train", "test1")}
+    for alias, key in world.aliases.items():
+        one, other = (tiny / f"images/nlvr2/{name.partition(':')[2]}.png" for name in (alias, key))
+        assert one.read_bytes() == other.read_bytes() and alias not in world.scenes
+
+
+def test_every_way_to_know_a_photograph_by_two_names_is_a_leak_until_it_is_cleaned(full):
+    world, frames = full
+    leaks = cleaning.find_leaks(frames)
+    found = {(row.task, row.test_of, row.image.partition(":")[0]) for row in leaks.itertuples()}
+    assert {("vg_qa", "flickr30k_retrieval", "flickr30k"), ("gqa", "flickr30k_retrieval", "flickr30k"),
+            ("flickr30k_retrieval", "vg_qa", "flickr30k"), ("snli_ve", "vg_qa", "flickr30k"),
+            ("nlvr2", "nlvr2", "nlvr2")} <= found
+    twice = leaks[leaks["task"] == "nlvr2"]
+    assert twice.groupby("split")["image"].nunique().to_dict() == dict(zip(("val", "train"), world.config.nlvr2_twice))
+    cleaned = cleaning.clean(frames)
+    assert cleaning.find_leaks(cleaned).empty
+    for corpus in ("visual_genome", "gqa", "flickr30k", "snli_ve", "nlvr2"):
+        assert len(cleaned[corpus]["train"]) < len(frames[corpus]["train"])
+
+
 def test_the_photograph_of_a_key_is_the_file(tiny):
     world = plan(TINY)
     for key in [*world.scenes][::20]:
@@ -109,7 +151,7 @@ def test_planned_overlaps():
     assert refcoco == splits["refcoco+"]
     assert refcoco["testA"] | refcoco["testB"] <= refcocog["train"]
     assert len(refcocog["test"] & refcoco["train"]) >= 50
-    assert 0.4 < len(set().union(*refcoco.values()) & set().union(*refcocog.values())) / 462 < 0.6
+    assert 0.4 < len(set().union(*refcoco.values()) & set().union(*refcocog.values())) / 486 < 0.6
     assert len(splits["flickr30k"]["train"] & splits["snli_ve"]["test"]) == 106
     assert set().union(*splits["flickr30k"].values()) == set().union(*splits["snli_ve"].values())
     genome = splits["visual_genome"]["all"]
@@ -117,7 +159,8 @@ def test_planned_overlaps():
     assert splits["gqa"]["train"] | splits["gqa"]["val"] <= genome and not splits["gqa"]["testdev"] & genome
     assert len({key for key in genome if world.coco_sets.get(key) == "train2014"}) == 320
     assert len({key for key in genome if world.coco_sets.get(key) == "val2014"}) == 160
-    assert len(genome) == 980
+    assert len(genome & splits["flickr30k"]["train"]) == len(genome & splits["flickr30k"]["test"]) == 20
+    assert len(genome) == 1000
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])

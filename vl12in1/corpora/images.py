@@ -8,12 +8,13 @@ __all__ = ['visual_genome_images', 'identity', 'image_files']
 # %% ../../nbs/21_images.ipynb #ca66f718
 import os
 import re
+from collections import defaultdict
 from pathlib import Path
 from types import NoneType
 from typing import NamedTuple
 
-from .frames import CorpusError, Records, choose, read_json, records, shown, text_lines
-from .layout import RELEASES, find_files, upstream
+from .frames import CorpusError, Records, choose, read_json, read_json_lines, records, shown, text_lines
+from .layout import EXTRA_FILES, RELEASES, find_files, upstream
 
 # %% ../../nbs/21_images.ipynb #spelling
 def spelling(records: Records, *names: str) -> str:
@@ -101,13 +102,38 @@ def visual_genome_images(root: str | Path) -> dict[int, Photograph]:
     upstream(root, "visual_genome/image_data.json")
     return {image.id: Photograph(image.key, image.width, image.height) for image in _genome_list(root)}
 
-# %% ../../nbs/21_images.ipynb #identity
-def identity(root: str | Path) -> dict[str, str]:
-    "Alias -> canonical key, for every image that has two names; empty without `visual_genome/image_data.json`."
+# %% ../../nbs/21_images.ipynb #genome-aliases
+def genome_aliases(root) -> dict[str, str]:
+    "Alias -> canonical key, of the photographs of Visual Genome; empty without `visual_genome/image_data.json`."
     listed = _genome_list(root)
     names = {f"visual_genome:{image.id}": image.key for image in listed}
     names |= {f"flickr30k:{image.flickr30k}": image.key for image in listed if image.flickr30k is not None}
     return {alias: key for alias, key in names.items() if alias != key}
+
+# %% ../../nbs/21_images.ipynb #nlvr2-addresses
+def _nlvr2_addresses(file) -> list[tuple[str, str]]:
+    "(address, image key) for each picture of each statement in a file of NLVR2 that has an address."
+    statements = records(file, read_json_lines(file))
+    pairs = [id.rpartition("-")[0] for id in statements.column("identifier")]
+    left, right = (optional(statements, field, "") for field in ("left_url", "right_url"))
+    named = [(address, f"nlvr2:{pair}-img0") for address, pair in zip(left, pairs)]
+    named += [(address, f"nlvr2:{pair}-img1") for address, pair in zip(right, pairs)]
+    return [(address, key) for address, key in named if address]
+
+# %% ../../nbs/21_images.ipynb #nlvr2-aliases
+def nlvr2_aliases(root) -> dict[str, str]:
+    "Alias -> image key, of the photographs that NLVR2's files below `root` know by several names; CorpusError for a broken file."
+    names = defaultdict(set)
+    for path in (*RELEASES["nlvr2"]["statements"], *(path for path in EXTRA_FILES if path.startswith("nlvr2/"))):
+        for file in find_files(root, path):
+            for address, key in _nlvr2_addresses(file): names[address].add(key)
+    return {name: min(same) for same in names.values() for name in same if name != min(same)}
+
+# %% ../../nbs/21_images.ipynb #identity
+def identity(root: str | Path) -> dict[str, str]:
+    """Alias -> canonical key, for every image below `root` that has several names; empty without `visual_genome/image_data.json`
+    and NLVR2's statements. CorpusError where one of the files is broken."""
+    return genome_aliases(root) | nlvr2_aliases(root)
 
 # %% ../../nbs/21_images.ipynb #pictures
 _collections = {  # folder of `images/` -> the names of its files; the group is the id

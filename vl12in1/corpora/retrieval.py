@@ -14,7 +14,7 @@ import pandas as pd
 
 from .frames import (CorpusError, Records, by_split, lookup, nested, read_json, records, shown,
                                     text_lines)
-from .images import identity
+from .images import genome_aliases
 from .layout import release_of, upstream
 
 # %% ../../nbs/23_retrieval.ipynb #apart
@@ -82,9 +82,8 @@ def flickr30k_keys(records: Records, field: str) -> list[str]:
     return [f"flickr30k:{match[1]}" for match in matches]
 
 # %% ../../nbs/23_retrieval.ipynb #renamed
-def renamed(splits: dict[str, pd.DataFrame], root) -> dict[str, pd.DataFrame]:
-    "The frames with every image under its canonical key, by the aliases that `identity` finds below `root`."
-    aliases = identity(root)
+def renamed(splits: dict[str, pd.DataFrame], aliases: dict[str, str]) -> dict[str, pd.DataFrame]:
+    "The frames with every image under its canonical key; `aliases`: alias -> key."
     return {split: part.assign(images=[tuple(aliases.get(key, key) for key in keys) for keys in part["images"]])
             for split, part in splits.items()}
 
@@ -126,6 +125,6 @@ def _token(root) -> dict[str, pd.DataFrame]:
 def read_flickr30k(root) -> dict[str, pd.DataFrame]:
     """Flickr30k captions: one row per sentence, no target column. Karpathy's file, `images: [{filename, split,
     sentences: [{raw, sentid}]}]`, else `results_20130124.token` with Flickr30k Entities' lists of images."""
-    if release_of(root, "flickr30k") == "token": return renamed(_token(root), root)
+    if release_of(root, "flickr30k") == "token": return renamed(_token(root), genome_aliases(root))
     file = upstream(root, "flickr30k/dataset_flickr30k.json")
-    return renamed(_karpathy(file, lambda images: flickr30k_keys(images, "filename")), root)
+    return renamed(_karpathy(file, lambda images: flickr30k_keys(images, "filename")), genome_aliases(root))

@@ -14,13 +14,13 @@ from pathlib import Path
 import pandas as pd
 
 from .frames import CorpusError, Records, frame, lookup, read_json_lines, records, shown, text_lines
+from .images import genome_aliases, nlvr2_aliases
 from .layout import release_of, upstream
 from .retrieval import apart, flickr30k_keys, renamed
 
-# %% ../../nbs/25_verification.ipynb #nlvr2-statements
-def nlvr2_statements(root: str | Path, name: str) -> pd.DataFrame:
-    """One file of NLVR2: `train`, `dev`, `test1`, `test2` or a subset (`balanced_dev`, `unbalanced_test1`, …). A line
-    is {identifier: <split>-<set>-<pair>-<sentence>, sentence, label: "True" | "False"}. Columns as `read_nlvr2`."""
+# %% ../../nbs/25_verification.ipynb #nlvr2-file
+def _nlvr2_file(root, name: str) -> pd.DataFrame:
+    "One file of NLVR2, the pictures under the names that the identifiers give them."
     kind, _, split = name.rpartition("_")
     file = upstream(root, f"nlvr2/{kind}/{name}.json" if kind else f"nlvr2/{name}.json")
     statements = records(file, read_json_lines(file))
@@ -33,11 +33,18 @@ def nlvr2_statements(root: str | Path, name: str) -> pd.DataFrame:
                   "text": statements.column("sentence"),
                   "label": lookup(statements, "label", {"False": 0, "True": 1}, "False, True")}, file)
 
+# %% ../../nbs/25_verification.ipynb #nlvr2-statements
+def nlvr2_statements(root: str | Path, name: str) -> pd.DataFrame:
+    """One file of NLVR2: `train`, `dev`, `test1`, `test2` or a subset (`balanced_dev`, `unbalanced_test1`, …). A line
+    is {identifier: <split>-<set>-<pair>-<sentence>, sentence, label: "True" | "False", left_url, right_url}, the addresses
+    optional. Columns as `read_nlvr2`."""
+    return renamed({name: _nlvr2_file(root, name)}, nlvr2_aliases(root))[name]
+
 # %% ../../nbs/25_verification.ipynb #read-nlvr2
 def read_nlvr2(root) -> dict[str, pd.DataFrame]:
     "NLVR2: train; dev is val, test1 is test. Columns `images` (left, right), `label` (0 false, 1 true)."
     names = {"train": "train", "val": "dev", "test": "test1"}
-    return {split: nlvr2_statements(root, name) for split, name in names.items()}
+    return renamed({split: _nlvr2_file(root, name) for split, name in names.items()}, nlvr2_aliases(root))
 
 # %% ../../nbs/25_verification.ipynb #pairs
 _entailment = {"contradiction": 0, "neutral": 1, "entailment": 2}
@@ -97,4 +104,4 @@ def read_snli_ve(root) -> dict[str, pd.DataFrame]:
     columns `premise` (a caption, "" in e-SNLI-VE), `label` (contradiction 0, neutral 1, entailment 2)."""
     release = release_of(root, "snli_ve")
     pairs = {split: _snli_ve_split(root, release, name) for split, name in (("train", "train"), ("val", "dev"), ("test", "test"))}
-    return renamed(apart(pairs, Path(root) / "snli_ve"), root)
+    return renamed(apart(pairs, Path(root) / "snli_ve"), genome_aliases(root))

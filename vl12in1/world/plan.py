@@ -23,6 +23,7 @@ class PhotographCounts:
     - `coco`: train2014, val2014, test2015
     - `karpathy`: COCO captions: test, val, both of val2014; the rest of it is restval
     - `visual_genome`: shared with train2014, with val2014, and its own
+    - `visual_genome_flickr30k`: shared with Flickr30k's train, and with its test
     - `gqa`: train and val of Visual Genome, testdev of its own
     - `visual7w`: train, val, test of Visual Genome
     - `refcoco`: train, val, testA, testB of train2014; RefCOCO+ has the same
@@ -31,21 +32,24 @@ class PhotographCounts:
     - `flickr30k`: train, val, test
     - `snli_ve`: dev, test of Flickr30k's photographs; the rest is train
     - `nlvr2`: train, dev, test1: sets of four pairs of photographs
+    - `nlvr2_twice`: photographs of dev that test1 has too, and of test1 that train has too
     - `conceptual_captions`: train, validation
     """
     seed: int = 0
     scale: float = 1.0
-    coco: tuple[int, ...] = (800, 560, 150)
+    coco: tuple[int, ...] = (900, 560, 150)
     karpathy: tuple[int, ...] = (150, 60)
-    visual_genome: tuple[int, ...] = (320, 160, 500)
+    visual_genome: tuple[int, ...] = (320, 160, 480)
+    visual_genome_flickr30k: tuple[int, ...] = (20, 20)
     gqa: tuple[int, ...] = (620, 80, 150)
     visual7w: tuple[int, ...] = (440, 60, 180)
-    refcoco: tuple[int, ...] = (276, 30, 78, 78)
+    refcoco: tuple[int, ...] = (300, 30, 78, 78)
     refcocog: tuple[int, ...] = (330, 30, 150)
     guesswhat: tuple[int, ...] = (520, 90, 150)
     flickr30k: tuple[int, ...] = (590, 60, 150)
     snli_ve: tuple[int, ...] = (60, 159)
-    nlvr2: tuple[int, ...] = (150, 20, 38)
+    nlvr2: tuple[int, ...] = (154, 21, 40)
+    nlvr2_twice: tuple[int, ...] = (6, 8)
     conceptual_captions: tuple[int, ...] = (2400, 240)
 
     def photographs(self, corpus: str) -> list[int]:
@@ -92,6 +96,9 @@ def generator(config: WorldConfig, *names: str) -> np.random.Generator:
     "The random numbers for one purpose, e.g. `generator(config, \"vqa\", \"coco:391895\")`."
     return np.random.default_rng([config.seed, zlib.crc32("/".join(names).encode())])
 
+def _shuffled(config, purpose, keys):
+    return [keys[i] for i in generator(config, "split", purpose).permutation(len(keys))]
+
 # %% ../../nbs/17_plan.ipynb #ids
 def _ids(config, collection, counts, low, high):
     numbers = generator(config, "ids", collection).choice(high - low, sum(counts), replace=False)
@@ -125,10 +132,14 @@ def _nlvr2_keys(config) -> dict[str, list[str]]:
     return {split: [f"nlvr2:{split}-{number}-{pair}-img{side}"
                     for number in numbers for pair in range(4) for side in (0, 1)] for split, numbers in dealt.items()}
 
-# %% ../../nbs/17_plan.ipynb #shuffled
-def _shuffled(config, purpose, keys):
-    return [keys[i] for i in generator(config, "split", purpose).permutation(len(keys))]
+# %% ../../nbs/17_plan.ipynb #nlvr2-aliases
+def _nlvr2_aliases(config, names) -> dict[str, str]:
+    "Alias -> key of the photographs that NLVR2 has twice; `names`: split -> names of pictures."
+    dev, test, train = (_shuffled(config, f"nlvr2 {split}", names[split]) for split in ("dev", "test1", "train"))
+    of_dev, of_test = config.photographs("nlvr2_twice")
+    return dict(zip(test[:of_dev], dev)) | dict(zip(train[:of_test], test[of_dev:]))
 
+# %% ../../nbs/17_plan.ipynb #refcoco-split
 def _people(scene):
     return sum(thing.category == "person" for thing in scene.things)
 
@@ -171,12 +182,14 @@ def _karpathy_split(config, train, val) -> dict[str, list[str]]:
     return {"train": train, "restval": keys[sum(counts):], **deal(keys, "test val", counts)}
 
 # %% ../../nbs/17_plan.ipynb #visual-genome-keys
-def _visual_genome_keys(config, coco) -> tuple[list[str], list[str]]:
-    "COCO's photographs in Visual Genome, and Visual Genome's own under temporary names."
+def _visual_genome_keys(config, coco, flickr) -> tuple[list[str], list[str]]:
+    "COCO's and Flickr30k's photographs in Visual Genome, and Visual Genome's own under temporary names."
     train, val, own = config.photographs("visual_genome")
+    flickr_train, flickr_test = config.photographs("visual_genome_flickr30k")
     shared_train = _shuffled(config, "genome train", coco["train2014"])[:train]
     shared_val = _shuffled(config, "genome val", coco["val2014"])[:val]
-    return shared_train + shared_val, [f"own {number}" for number in range(own)]
+    shared_flickr = flickr["train"][-flickr_train:] + flickr["test"][-flickr_test:]
+    return shared_train + shared_val + shared_flickr, [f"own {number}" for number in range(own)]
 
 def _visual7w_split(config, shared, own, preferred) -> dict[str, list[str]]:
     train, val, test = config.photographs("visual7w")
@@ -207,7 +220,8 @@ class World:
 
     - `config`: what it was planned from
     - `scenes`: key -> what the photograph shows
-    - `splits`: corpus -> upstream's name of a split -> keys
+    - `splits`: corpus -> upstream's name of a split -> keys; of NLVR2, names
+    - `aliases`: NLVR2's second name of a photograph -> its key
     - `coco_sets`: COCO key -> train2014, val2014 or test2015
     - `visual_genome`: key -> Visual Genome id, in the order of ids
     - `urls`: key -> address, Conceptual Captions only
@@ -215,6 +229,7 @@ class World:
     config: WorldConfig
     scenes: dict[str, Scene]
     splits: dict[str, dict[str, list[str]]]
+    aliases: dict[str, str]
     coco_sets: dict[str, str]
     visual_genome: dict[str, int]
     urls: dict[str, str]
@@ -222,6 +237,10 @@ class World:
     def generator(self, *names: str) -> np.random.Generator:
         "The random numbers for one purpose."
         return generator(self.config, *names)
+
+    def key(self, name: str) -> str:
+        "The key of the photograph `name`."
+        return self.aliases.get(name, name)
 
 # %% ../../nbs/17_plan.ipynb #coco-splits
 def _coco_splits(config, coco) -> dict[str, dict[str, list[str]]]:
@@ -238,9 +257,9 @@ def evaluated(splits) -> set[str]:
     return {key for split in splits.values() for part, keys in split.items() if part.startswith("test") for key in keys}
 
 # %% ../../nbs/17_plan.ipynb #visual-genome-splits
-def _visual_genome_splits(config, coco, avoid) -> tuple[dict[str, int], dict[str, dict[str, list[str]]]]:
+def _visual_genome_splits(config, coco, flickr, avoid) -> tuple[dict[str, int], dict[str, dict[str, list[str]]]]:
     "Visual Genome ids by key, and the splits of the three corpora that use its photographs."
-    shared, own = _visual_genome_keys(config, coco)
+    shared, own = _visual_genome_keys(config, coco, flickr)
     visual7w = _visual7w_split(config, shared, own, avoid)
     ids = _visual_genome_ids(config, shared + own, {*visual7w["test"]})
     key = {name: name if name in shared else f"visual_genome:{number}" for name, number in ids.items()}
@@ -256,12 +275,13 @@ def plan_world(config: WorldConfig) -> World:
     "Everything that `config` determines short of sentences and pixels; the same for the same `config`."
     coco, flickr, web = _coco_keys(config), _flickr_keys(config), _web_addresses(config)
     splits = _coco_splits(config, coco)
-    visual_genome, genome_splits = _visual_genome_splits(config, coco, evaluated(splits))
+    visual_genome, genome_splits = _visual_genome_splits(config, coco, flickr, evaluated(splits))
     splits |= genome_splits | {"flickr30k": flickr, "snli_ve": _snli_ve_split(config, flickr)}
     splits["nlvr2"] = _nlvr2_keys(config)
+    aliases = _nlvr2_aliases(config, splits["nlvr2"])
     splits["conceptual_captions"] = {split: list(map(web_key, urls)) for split, urls in web.items()}
-    keys = dict.fromkeys(key for corpus in splits.values() for part in corpus.values() for key in part)
-    scenes = {key: sample_scene(generator(config, "scene", key)) for key in keys}
+    names = dict.fromkeys(name for corpus in splits.values() for part in corpus.values() for name in part)
+    scenes = {key: sample_scene(generator(config, "scene", key)) for key in names if key not in aliases}
     coco_sets = {key: name for name, keys in coco.items() for key in keys}
     urls = {web_key(url): url for part in web.values() for url in part}
-    return World(config, scenes, splits, coco_sets, visual_genome, urls)
+    return World(config, scenes, splits, aliases, coco_sets, visual_genome, urls)

@@ -56,8 +56,9 @@ def _genome_url(number):
 def _genome_image(world, key, number):
     scene = world.scenes[key]
     coco = image_number(key) if key in world.coco_sets else None
+    flickr = image_number(key) if key.startswith("flickr30k:") else number * 1741 + 1_300_000_007
     return {"width": scene.width, "height": scene.height, "url": _genome_url(number), "image_id": number,
-            "coco_id": coco, "flickr_id": number * 1741 + 1_300_000_007}
+            "coco_id": coco, "flickr_id": flickr}
 
 def _genome_questions(world, key, number):
     rng, scene = world.generator("visual_genome", key), world.scenes[key]

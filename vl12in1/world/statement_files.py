@@ -12,18 +12,18 @@ from .plan import World
 
 # %% ../../nbs/18d_statement_files.ipynb #statements
 def _statements(world, keys):
-    "Different sentences about the four pairs `keys` (eight photographs), each with four truth values."
-    rng, scenes = world.generator("nlvr2", keys[0]), [world.scenes[key] for key in keys]
+    "Different sentences about the four pairs `keys` (eight names), each with four truth values."
+    rng, scenes = world.generator("nlvr2", keys[0]), [world.scenes[world.key(name)] for name in keys]
     pairs = list(zip(scenes[::2], scenes[1::2], strict=True))
     return distinct(lambda: pair_statement(pairs, rng), world.config.statements, lambda statement: statement[0])
 
 # %% ../../nbs/18d_statement_files.ipynb #statement-record
 def _statement_record(world, pair, keys, sentence, holds, number):
-    "The record of sentence `number` about one pair of photographs (their two keys)."
+    "The record of sentence `number` about one pair of photographs (their two names)."
     stem = keys[0].split(":")[1].removesuffix("-img0")
     split, in_set, _ = stem.split("-")
-    urls = [f"https://images.example.com/nlvr2/{stem}-img{side}.png" for side in (0, 1)]
-    noun = world.scenes[keys[0]].things[0].category
+    urls = [f"https://images.example.com/{world.key(name).replace(':', '/')}.png" for name in keys]
+    noun = world.scenes[world.key(keys[0])].things[0].category
     return {"validation": {}, "sentence": sentence, "left_url": urls[0], "writer": str(number), "label": str(holds),
             "right_url": urls[1], "synset": noun, "query": f"{noun} group{pair}", "identifier": f"{stem}-{number}",
             **({"directory": int(in_set) % 100} if split == "train" else {"extra_validations": {}})}

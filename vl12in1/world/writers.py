@@ -24,12 +24,12 @@ def file_ending(key: str) -> str:
 
 # %% ../../nbs/18e_writers.ipynb #photograph-files
 def photograph_files(world: World, key: str) -> list[str]:
-    "Paths below `data/` of the photograph `key`: one, or two if COCO and Visual Genome both have it."
-    collection, name = key.split(":")
-    if collection != "coco":
-        return [f"images/{collection}/{name}.{file_ending(key)}"]
-    files = [f"images/coco/{world.coco_sets[key]}/{coco_file_name(world, key)}"]
-    if key in world.visual_genome:
+    "Paths below `data/` of the photograph `key`: one, or one for each name if it has several."
+    names = [key] + [alias for alias, same in world.aliases.items() if same == key]
+    files = [f"images/{name.replace(':', '/')}.{file_ending(name)}" for name in names]
+    if key in world.coco_sets:
+        files = [f"images/coco/{world.coco_sets[key]}/{coco_file_name(world, key)}"]
+    if key in world.visual_genome and not key.startswith("visual_genome:"):
         files.append(f"images/visual_genome/{world.visual_genome[key]}.jpg")
     return files
 
