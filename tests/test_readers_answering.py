@@ -14,6 +14,7 @@ from vl12in1.corpora.answering import (
 from vl12in1.corpora.frames import records
 from vl12in1.corpora.images import identity, image_files, optional, spelling, visual_genome_images
 from vl12in1.corpora.objects import visual_genome_objects
+from vl12in1.world.caption_files import flickr30k_files
 from vl12in1.world.plan import WorldConfig, plan_world
 from vl12in1.world.question_files import gqa_files, visual_genome_files, vqa_files
 
@@ -184,7 +185,7 @@ def test_the_balanced_release_is_read_where_both_are(tmp_path):
 @pytest.mark.parametrize("seed", range(3))
 def test_what_the_world_wrote_is_read(tmp_path, seed):
     world = plan_world(WorldConfig(seed=seed, scale=.02))
-    files = vqa_files(world) | visual_genome_files(world) | gqa_files(world)
+    files = vqa_files(world) | visual_genome_files(world) | gqa_files(world) | flickr30k_files(world)
     root = write(tmp_path / "written", files)
     content = {path: json.loads(text) for path, text in files.items()}
     for subset in ("train2014", "val2014", "test2015"):
@@ -266,11 +267,12 @@ def test_without_flickr30k_or_flickr_ids_nothing_is_shared(tmp_path):
     assert "visual_genome:4" not in identity(write(tmp_path / "b", FLICKR | {IMAGES: without}))
 
 
-def test_the_miniature_world_shares_no_photograph_with_flickr30k(tmp_path):
+def test_the_miniature_world_shares_the_planned_photographs_with_flickr30k(tmp_path):
     world = plan_world(WorldConfig(scale=.1))
     flickr = [key.split(":")[1] for key in world.scenes if key.startswith("flickr30k:")]
     root = write(tmp_path, visual_genome_files(world) | {KARPATHY: {"images": [{"filename": f"{id}.jpg"} for id in flickr]}})
-    assert flickr and not any(key.startswith("flickr30k:") for key in identity(root).values())
+    shared = {key for key in identity(root).values() if key.startswith("flickr30k:")}
+    assert shared == {key for key in world.visual_genome if key.startswith("flickr30k:")} and 0 < len(shared) < len(flickr)
 
 
 PICTURES = {  # files below images/ -> key -> the one that is taken; LISTED and FLICKR say who is who
