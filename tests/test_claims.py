@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import yaml
 
-from vl12in1.study.claims import (CLAIMS, REPORTS, WITH_G4, Claim, all_shared, counted, images, judge, list_of_reports, missing_text,
-                                  models_of, readable_claims, ruling, seeds_used)
+from vl12in1.study.claims import (CLAIMS, REPORTS, WITH_G4, Claim, all_shared, counted, headline, images, judge, learned_counts,
+                                  learned_table, list_of_reports, missing_text, models_of, readable_claims, readable_learned, ruling, seeds_used)
 from vl12in1.study.notebooks import code_view
 from vl12in1.study.results import Results
 from vl12in1.study.statistics import VERDICTS, Comparison, holm
-from vl12in1.tasks import TASKS
+from vl12in1.tasks import GROUPS, TASKS
 from vl12in1.evaluation.records import write_item_scores, write_json
 from vl12in1.training.runs import Run
 
@@ -156,6 +156,34 @@ def test_the_count(tmp_path):
     assert counted(table).endswith("*holds* for 2, *does not hold* for 1, *not resolved* for 17, and *one seed* for 0.")
 
 
+# --- is every task learned?
+
+def taught(folder, text_only, st_clean, at):
+    "Results of three runs that are right on these fractions of 1,000 items of every task but retrieval, and of retrieval on others."
+    for run, (answers, retrieval) in dict(text_only=text_only, st_clean=st_clean, at=at).items():
+        names = GROUPS["G2"]
+        scores = {("m", 0, task): np.arange(1000) < 1000 * (retrieval if task in names else answers) for task in TASKS}
+        write_item_scores(folder / f"items/{run}.csv", scores)
+        write_json(folder / f"runs/{run}.json", dict(run=run, data_name="made-up numbers", trained=[]))
+    return learned_table(Results(folder))
+
+
+@pytest.mark.parametrize("st_clean, at, alone, together", [
+    ((.45, .06), (.55, .10), 12, 12), ((.449, .06), (.549, .10), 2, 2), ((.45, .059), (.55, .099), 10, 10), ((.9, .9), (.3, .0), 12, 0)])
+def test_what_counts_as_learned(tmp_path, st_clean, at, alone, together):
+    table = taught(tmp_path, (.40, .01), st_clean, at)
+    assert (table.alone.sum(), table.together.sum()) == (alone, together)
+    assert f"all tasks: {together} of 12" in learned_counts(table) and f"task: {alone} of 12" in learned_counts(table)
+    assert all(f"`{task}`" in learned_counts(table) for task in TASKS if not table.together[task])
+
+
+def test_a_run_that_is_missing_has_learned_nothing(tmp_path):
+    table = learned_table(study(tmp_path, dict(st_clean=.9)))
+    assert not table[["alone", "together"]].to_numpy().any()
+    shown = readable_learned(table)
+    assert set(shown["the model of all tasks"]) == {"–"} and set(shown["learned together"]) == {"no"}
+
+
 # --- the page
 
 def test_contents_are_the_outputs_of_the_pipeline():
@@ -198,3 +226,24 @@ def test_the_index_of_nothing(tmp_path):
 def test_the_index_of_everything(tmp_path):
     study(tmp_path, dict.fromkeys(GRID, .5), items=20)
     assert "without scores: none is missing." in page(tmp_path)[0]
+
+
+def test_the_index_says_whether_tasks_are_learned_and_what_it_follows(tmp_path):
+    taught(tmp_path, (.4, .01), (.5, .1), (.5, .2))
+    text, _ = page(tmp_path)
+    assert "Learned by the model of all tasks: 2 of 12 tasks (not learned: `vqa`" in text and "by models of one task: 12 of 12." in text
+    assert "| coco_retrieval | 1.0 | 10.0 | yes | 20.0 | yes |" in text and "| vqa | 40.0 | 50.0 | yes | 50.0 | no |" in text
+    assert "version 1, SHA-256 `" in text
+
+
+def test_a_complete_run_with_more_seeds_is_the_headline(tmp_path):
+    (tmp_path / "here").mkdir()
+    results = study(tmp_path / "here", dict(at=.7, st_clean=.5), items=60)
+    page(tmp_path / "here")
+    assert headline(tmp_path / "here", results.data_name()) == ""
+    (tmp_path / "here").rename(tmp_path / "thorough")
+    line = headline(tmp_path, results.data_name())
+    assert "[thorough/index.md](thorough/index.md)" in line and "2 seeds" in line and "*holds* for 1" in line and "\n" not in line
+    assert headline(tmp_path, "other numbers") == ""
+    study(tmp_path, dict(at=.7), items=60)
+    assert line in page(tmp_path)[0]
