@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from vl12in1.study.claims import (CLAIMS, REPORTS, WITH_G4, Claim, all_shared, counted, headline, images, judge, learned_counts,
-                                  learned_table, list_of_reports, missing_text, models_of, readable_claims, readable_learned, ruling, seeds_used)
+                                  learned_table, list_of_reports, missing_text, models_of, readable_claims, readable_learned, ruling,
+                                  seeds_used)
 from vl12in1.study.notebooks import code_view
 from vl12in1.study.results import Results
 from vl12in1.study.statistics import VERDICTS, Comparison, holm

@@ -27,7 +27,8 @@ def test_another_claim_is_another_protocol(claims):
 
 
 def test_other_lengths_and_seeds_are_another_protocol():
-    training = dict(common=dict(learning_rate=.1, head_learning_rate=.2), multi=dict(iterations=10), few=dict(iterations=20, learning_rate=.3))
+    training = dict(common=dict(learning_rate=.1, head_learning_rate=.2), multi=dict(iterations=10),
+                    few=dict(iterations=20, learning_rate=.3))
     assert lengths_table(training).splitlines()[2:] == ["| multi | 10 | 0.1 | 0.2 |", "| few | 20 | 0.3 | 0.2 |"]
     table = seeds_table(dict(main=[0, 3], side=[1]), dict(at=dict(seeds="main"), st=dict(seeds="main"), gt=dict(seeds="side")))
     assert table.splitlines()[2:] == ["| main | 0, 3 | 10, 13 | at, st |", "| side | 1 | 11 | gt |"]
