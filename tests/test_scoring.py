@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 import torch
 from toy import CPU, KEYS, WORDS, sources
-from vl12in1.model import TwelveInOne, ViLBERTConfig
+from vl12in1.model import Batch, TwelveInOne, ViLBERTConfig
+from vl12in1.model.interface import written_out
 from vl12in1.tasks import TASKS
 from vl12in1.examples.batches import Examples
 from vl12in1.evaluation.metrics import official
@@ -142,6 +143,16 @@ def test_late_pairing_scores_as_pair_by_pair(shared, model, batch_size):
     assert [ranking[0] for ranking in predictions.prediction] == best
     own = [key for (key,) in frame.images]
     assert predictions.score.tolist() == [float(first == key) for first, key in zip(best, own)]
+
+
+@pytest.mark.parametrize("connections", [dict(), dict(text_connections=(), image_connections=())])
+def test_a_crossed_batch_is_its_pairs_written_out(connections):
+    encoder = ViLBERTConfig.miniature(dropout=0., **connections).encoder().eval()
+    batch = Batch("coco_retrieval", torch.randint(1, 1000, (3, 6)), torch.tensor([6, 2, 4]), torch.randn(5, 4, 64), torch.rand(5, 4, 5),
+                  torch.tensor([3, 4, 2, 1, 4]), crossed=True)
+    with torch.inference_mode(): crossed, pairs = encoder.cross(batch), encoder(written_out(batch)).pooled
+    torch.testing.assert_close(crossed, pairs, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(pairs[:5], pairs[5:10], atol=1e-3)  # pairs of another text are others
 
 
 def test_other_peoples_words_are_refused(shared, model):

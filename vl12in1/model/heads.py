@@ -8,6 +8,7 @@ __all__ = ['HEADS', 'TOKENS', 'Head', 'AnswerHead', 'soft', 'GroundHead', 'Label
 
 # %% ../../nbs/44_heads.ipynb #61d8929a
 from dataclasses import replace
+from math import isqrt
 
 import numpy as np
 import pandas as pd
@@ -225,7 +226,7 @@ class MatchHead(Head, kind="match"):
         `scores`: array (images,) of the caption's scores with all images, in the order in which the frame first names them."""
         own, keys = pd.factorize(np.array([key for (key,) in examples.images], dtype=object))
         scores = torch.empty(len(own), len(keys))
-        for pairing, _, logits in outputs: scores[pairing[:, 0], pairing[:, 1]] = logits.flatten().cpu()
+        for (rows, columns), _, logits in outputs: scores[rows[:, None], columns] = logits.view(len(rows), len(columns)).cpu()
         scores = scores.numpy()
         best = np.argsort(-scores, axis=1, kind="stable")[:, :self.shown]
         behind = (scores < scores[np.arange(len(own)), own][:, None]).sum(axis=1)  # a tie counts against the model
@@ -239,18 +240,16 @@ class MatchHead(Head, kind="match"):
 @method_of(MatchHead)
 @classmethod
 def questions(cls, examples, size):
-    "Batches of at most `size` pairs, all captions with all images: yields (rows and columns of their scores, batch)."
-    keys = list(dict.fromkeys(key for (key,) in examples.images))
-    images = examples.pairs([0] * len(keys), keys)
-    tokens, lengths = pad(examples.tokens)
-    pairings = torch.cartesian_prod(lengths.argsort(stable=True), torch.arange(len(keys)))
-    for pairing in pairings.split(size):
-        texts, text = pairing[:, 0].unique(return_inverse=True)
-        shown, image = pairing[:, 1].unique(return_inverse=True)
-        yield pairing, replace(
-            images, tokens=tokens[texts, :lengths[texts].max()], text_lengths=lengths[texts],
-            features=images.features[shown], spatials=images.spatials[shown],
-            region_counts=images.region_counts[shown], pairing=torch.stack([text, image], 1))
+    """All captions with all images, in batches of at most as many pairs as `size` examples make in training: yields
+    ((rows, columns) of their scores, crossed batch)."""
+    keys, side = list(dict.fromkeys(key for (key,) in examples.images)), isqrt(size * cls.rows)
+    regions = torch.tensor([len(examples.regions(key)[0]) for key in keys])
+    words = torch.tensor([len(tokens) for tokens in examples.tokens])
+    for columns in regions.argsort(stable=True).split(side):
+        images = examples.pairs([0] * len(columns), [keys[column] for column in columns])
+        for rows in words.argsort(stable=True).split(side):
+            tokens, lengths = pad([examples.tokens[row] for row in rows])
+            yield (rows, columns), replace(images, tokens=tokens, text_lengths=lengths, crossed=True)
 
 # %% ../../nbs/44_heads.ipynb #soft
 def soft(overlap) -> np.ndarray:
@@ -432,7 +431,9 @@ class TwelveInOne(nn.Module, SavedModel):
     def settings(self): return dict(config=self.config.to_dict(), vocabularies=self.vocabularies)
 
     def encode(self, batch, **looks) -> Encoded:
-        "`Encoded` of a batch; `looks`: what else is asked of the encoder, attention or states."
+        """`Encoded` of a batch; `looks`: what else is asked of the encoder, attention or states. Of a crossed batch there is no
+        more than the pairs' vectors."""
+        if batch.crossed: return Encoded(None, None, None, None, self.encoder.cross(self.encoder.with_row(batch)))
         return self.encoder(self.encoder.with_row(batch), **looks)
 
     def forward(self, batch: Batch) -> torch.Tensor:
