@@ -12,10 +12,13 @@ import pytest
 from PIL import Image
 
 from vl12in1 import cleaning, corpora
+from vl12in1.evaluation.metrics import gqa_metrics
 from vl12in1.world import WorldConfig, photograph, photograph_files, plan_world, render, sample_scene, write_world
+from vl12in1.world.language import entails, follow_up, gqa_question
 from vl12in1.world.photos import PARTS, SCALE, stencil
 from vl12in1.world.plan import evaluated
 from vl12in1.world.scenes import CATEGORIES, SIDES, positions, relation
+from vl12in1.world.solver import solve_question
 from vl12in1.world.writers import WRITERS
 
 TINY = WorldConfig(scale=0.03)
@@ -205,6 +208,36 @@ def test_statements_are_half_true(full):
     for frame in frames["nlvr2"].values():
         assert frame["label"].mean() == 0.5
     assert frames["snli_ve"]["test"]["label"].value_counts().nunique() == 1
+
+
+def test_gqa_lists_what_an_answer_entails(full):
+    _, frames = full
+    for frame in frames["gqa"].values():
+        images, answers = dict(zip(frame["uid"], frame["images"])), dict(zip(frame["uid"], frame["answers"]))
+        assert frame["entailed"].astype(bool).mean() > 0.2
+        for row in frame.itertuples():
+            assert row.uid not in row.entailed and all(images[other] == row.images for other in row.entailed)
+    right = [answer for (answer,) in frame["answers"]]
+    entailed = {other for listed in frame["entailed"] for other in listed}
+    wrong = ["nothing" if uid in entailed else answers[uid][0] for uid in frame["uid"]]
+    assert gqa_metrics(frame, right)["consistency"] == gqa_metrics(frame, right)["entailed answered"] == 1
+    assert gqa_metrics(frame, wrong)["consistency"] == 0
+
+
+def test_what_an_answer_entails_holds_in_every_scene_with_that_answer():
+    rng = np.random.default_rng(7)
+    scenes, held = [sample_scene(rng) for _ in range(150)], 0
+    for scene in scenes[:50]:
+        drawn = [gqa_question(scene, rng) for _ in range(6)]
+        drawn += [further for question in drawn if (further := follow_up(question, scene, rng))]
+        for one, other in ((one, other) for one in drawn for other in drawn if one is not other and entails(one, other)):
+            for place in scenes:
+                try: answers = [solve_question(question.text, place) for question in (one, other)]
+                except (ValueError, StopIteration): continue  # what one of them asks about is not there
+                if answers[0] == one.answer:
+                    assert answers[1] == other.answer, (one.text, other.text)
+                    held += place is not scene
+    assert held > 100
 
 
 def test_some_games_fail(full):

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 
 from .formats import as_json, distinct, how_many, image_number, info, object_id, whole_xywh
-from .language import annotators, gqa_question, vg_question, vqa_question
+from .language import annotators, entails, follow_up, gqa_question, vg_question, vqa_question
 from .plan import World
 
 # %% ../../nbs/18a_question_files.ipynb #vqa-questions
@@ -109,13 +109,23 @@ def _pointers(text, steps):
     named = [re.fullmatch(r"(\w+)(?:,.*)? \((\d+)\)", step["argument"]) for step in steps]
     return {str(words.index(match[1])): match[2] for match in named if match and match[1] in words}
 
+# %% ../../nbs/18a_question_files.ipynb #gqa-drawn
+def _gqa_drawn(scene, rng, count):
+    "`count` different questions, the last of which follows from one of the others if something does."
+    *earlier, last = distinct(lambda: gqa_question(scene, rng), count, lambda question: question.text)
+    further = filter(None, (follow_up(question, scene, rng) for question in earlier))
+    texts = {question.text for question in earlier}
+    return [*earlier, next((question for question in further if question.text not in texts), last)]
+
 # %% ../../nbs/18a_question_files.ipynb #gqa-record
-def _gqa_record(question, number, image, objects):
-    "The record of question `number` about the image named `image`; object numbers start at ten times `objects`."
+def _gqa_record(question, number, image, objects, drawn):
+    "The record of `question` about the image named `image`; objects are counted from ten times `objects`; `drawn`: number -> question."
     steps = [step | {"argument": _with_object_ids(step["argument"], objects)} for step in question.program]
     asked, told = (_pointers(text, steps) for text in (question.text, question.full_answer))
     groups = {"global": question.types["semantic"], "local": f"{len(steps)}-{question.types['detailed']}"}
-    return {"semantic": steps, "entailed": [], "equivalent": [number], "question": question.text, "imageId": image,
+    entailed = [name for name, other in drawn.items() if name != number and entails(question, other)]
+    equivalent = [number] + [name for name in entailed if entails(drawn[name], question)]
+    return {"semantic": steps, "entailed": entailed, "equivalent": equivalent, "question": question.text, "imageId": image,
             "isBalanced": True, "groups": groups, "answer": question.answer, "semanticStr": _program_text(steps),
             "annotations": {"question": asked, "answer": {}, "fullAnswer": told}, "types": question.types,
             "fullAnswer": question.full_answer}
@@ -124,9 +134,8 @@ def _gqa_questions(world, key, count):
     rng, scene = world.generator("gqa", key), world.scenes[key]
     image = world.visual_genome.get(key, image_number(key))
     name, prefix = (str(image), "") if key in world.visual_genome else (key.split(":")[1], "20")
-    drawn = distinct(lambda: gqa_question(scene, rng), count, lambda question: question.text)
-    numbers = [f"{prefix}{image * 10 + place:08d}" for place in range(len(drawn))]
-    return {number: _gqa_record(question, number, name, image) for number, question in zip(numbers, drawn, strict=True)}
+    drawn = {f"{prefix}{image * 10 + place:08d}": question for place, question in enumerate(_gqa_drawn(scene, rng, count))}
+    return {number: _gqa_record(question, number, name, image, drawn) for number, question in drawn.items()}
 
 # %% ../../nbs/18a_question_files.ipynb #gqa-files
 def gqa_files(world: World) -> dict[str, bytes]:
