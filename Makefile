@@ -17,6 +17,7 @@ help:
 study: .venv/ready
 	@echo "make study: what is out of date is run (nothing is: seconds; empty cache: see README.md)"
 	python -m vl12in1.study.parallel
+	python -m vl12in1.study.timeline
 	dvc repro
 	@cat reports/index.md
 	python -m vl12in1.study.reproduction

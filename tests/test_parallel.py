@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from vl12in1.study.parallel import in_order, placeholders, repro, rooms, stale, stale_stages, waiting
+from vl12in1.study.parallel import STAGES_FILE, chains, in_order, placeholders, repro, rooms, stale, stale_stages, waiting
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,6 +56,19 @@ def test_jobs_really_run_side_by_side():
     assert in_order({"a": set(), "b": set()}, run, jobs=2) == []
 
 
+@given(graphs(), st.integers(1, 100))
+def test_a_chain_is_as_long_as_its_stages(needs, seconds):
+    length, behind = chains(needs, {"0": seconds}), waiting(needs)
+    assert length["0"] == seconds + max((length[name] for name in behind["0"]), default=0)
+    assert all(length[name] > length[later] for name in needs for later in behind[name])
+
+
+def test_the_longest_chain_goes_first():
+    begun = []
+    in_order({"a": set(), "b": set(), "c": set(), "d": {"c"}}, lambda name: begun.append(name) or True, 1, {"a": 1, "b": 5, "c": 3, "d": 4})
+    assert begun == ["c", "b", "d", "a"]
+
+
 def test_there_is_room_for_one_stage_at_least():
     assert 1 <= len(rooms()) <= max(4, len(os.sched_getaffinity(0)))
 
@@ -96,6 +109,8 @@ def test_what_fails_holds_up_only_what_needs_it(study):
     (study / "dvc.yaml").write_text((study / "dvc.yaml").read_text().replace("sleep 1; cat first.txt > left.txt", "exit 3"))
     assert list(repro(stale_stages())) == ["left"]
     assert (study / "right.txt").exists() and not (study / "both.txt").exists()
+    lines = {line.split(",")[0]: line.split(",")[-1] for line in (study / STAGES_FILE).read_text().splitlines()[1:]}
+    assert lines == {"first": "True", "left": "False", "right": "True"}
 
 
 def test_placeholders_are_written_only_where_nothing_is(tmp_path):

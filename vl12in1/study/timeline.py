@@ -10,7 +10,6 @@ __all__ = ['TIMES', 'PARTS', 'NOTEBOOKS', 'read_stages', 'pauses', 'notebook_of'
 import json
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from .notebooks import executed_path, parser, root, settings
-from .parallel import STAGES_FILE, clock, rooms, study_stages
+from .parallel import STAGES_FILE, clock, commands, rooms
 from .tables import write_table
 
 # %% ../../nbs/79a_timeline.ipynb #read-stages
@@ -46,8 +45,8 @@ def notebook_of(command: str) -> str:
 def cell_times(executed) -> dict[str, float]:
     "Begin of the first cell and end of the last one, seconds since 1970, and seconds of the longest, of an executed notebook."
     cells = [cell["metadata"]["papermill"] for cell in json.loads(Path(executed).read_text())["cells"]]
-    times = [[datetime.fromisoformat(cell[side]).timestamp() for side in ("start_time", "end_time")] for cell in cells if cell["start_time"]]
-    begins, ends = np.array(times).T
+    ran = [cell for cell in cells if cell["start_time"]]
+    begins, ends = (np.array([datetime.fromisoformat(cell[side]).timestamp() for cell in ran]) for side in ("start_time", "end_time"))
     return dict(first=begins.min(), last=ends.max(), longest=(ends - begins).max())
 
 # %% ../../nbs/79a_timeline.ipynb #timeline
@@ -123,16 +122,14 @@ def write_timeline(run: pd.DataFrame, parts: Mapping[str, str], workers: int, pr
 
 def main() -> str:
     "Write the timeline if all stages were run; what was done, in one line."
-    from dvc.repo import Repo
     path = root() / STAGES_FILE
-    if not path.is_file(): return "timeline: no stage was run here"
-    with Repo() as repo:
-        names = study_stages(repo)
-        notebooks = {stage.addressing: notebook_of(stage.cmd) for stage in repo.index.stages if stage.addressing in names}
-    notebooks = {stage: notebook for stage, notebook in notebooks.items() if notebook}
+    if not path.is_file(): return "timeline: left as it is, no stage was run"
+    names = {stage: notebook_of(command) for stage, command in commands().items()}
+    notebooks = {stage: notebook for stage, notebook in names.items() if notebook}
     stages = read_stages(path)
-    if lacking := notebooks.keys() - stages.index: return f"timeline: left as it is, {len(lacking)} of {len(notebooks)} stages were not run"
-    try: run = timeline(stages.loc[stages.index.isin(notebooks)], notebooks, root() / "executed")
+    lacking = notebooks.keys() - stages.index
+    if lacking or not notebooks: return f"timeline: left as it is, {len(lacking)} of {len(notebooks)} stages were not run"
+    try: run = timeline(stages[stages.index.isin(notebooks)], notebooks, root() / "executed")
     except ValueError as error: return f"timeline: left as it is; {error}"
     write_timeline(run, {stage: part_of(notebook) for stage, notebook in notebooks.items()}, len(rooms()), settings()["profile"])
     return "timeline: written to reports/benchmarks/"
