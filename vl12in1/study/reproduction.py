@@ -138,7 +138,7 @@ def seed_numbers(results: Results) -> list[int]:
 
 def _code(lock: Path) -> dict[str, dict[str, str]]:
     "Stage -> file or folder of code that it depends on -> md5, from a dvc.lock; without the stages that draw tables and figures."
-    stages = yaml.load(lock.read_text(), yaml.CSafeLoader)["stages"]
+    stages = yaml.safe_load(lock.read_text())["stages"]
     measuring = {name: stage for name, stage in stages.items() if not name.startswith(("views", "table_", "figure_", "index"))}
     return {name: {dep["path"]: dep["md5"] for dep in stage["deps"] if dep["path"].startswith(("vl12in1", "build/views", "constraints"))}
             for name, stage in measuring.items()}
