@@ -12,6 +12,7 @@ from vl12in1.study.claims import (CLAIMS, REPORTS, WITH_G4, Claim, all_shared, c
 from vl12in1.study.notebooks import code_view
 from vl12in1.study.results import Results
 from vl12in1.study.statistics import VERDICTS, Comparison, holm
+from vl12in1.study.tables import MULTITASK_ROWS
 from vl12in1.tasks import GROUPS, TASKS
 from vl12in1.evaluation.records import write_item_scores, write_json
 from vl12in1.training.runs import Run
@@ -19,6 +20,7 @@ from vl12in1.training.runs import Run
 ROOT = Path(__file__).resolve().parents[1]
 GRID = yaml.safe_load((ROOT / "params.yaml").read_text())
 GRID = GRID["runs"] | GRID["followers"]
+PROFILES = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "profiles").glob("*.yaml")}
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 BETTER = Claim("More is better", "better", "at", "st_clean")
 
@@ -42,6 +44,18 @@ def report(**fractions):
 
 
 # --- the list
+
+def length(run, profile):
+    "Iterations of a model of a run, those of the model that it begins with included."
+    run = Run.of(run, GRID[run])
+    before = length(run.init, profile) if run.init in GRID else 0
+    return before + PROFILES[profile]["training"][run.kind]["iterations"]
+
+
+@pytest.mark.parametrize("profile", ["smoke", "miniature"])
+def test_both_sides_of_a_comparison_are_trained_for_as_long(profile):
+    compared = [(claim.a, claim.b) for claim in CLAIMS] + [(run, other) for _, run, other in MULTITASK_ROWS if other]
+    assert not [(a, b) for a, b in compared if length(a, profile) != length(b, profile)]
 
 def test_claims_speak_of_the_grid():
     assert {run for claim in CLAIMS for run in (claim.a, claim.b)} <= set(GRID)

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from fuzz import tries
-from vl12in1.study.figures import (data_curves, history, learning_curves, overlap_heatmap, relations_heatmap, rests,
-                                   fraction_needed, stop_and_go, task_panels)
+from vl12in1.study.figures import (data_curves, fraction_needed, history, learning_curves, levels, overlap_heatmap,
+                                   relations_heatmap, resting, rests, stop_and_go, task_panels)
 from vl12in1.study.relations import relations_table
 from vl12in1.study.results import Results
 from vl12in1.tasks import TASKS
@@ -96,6 +96,37 @@ def test_rests_cover_what_follows_a_stop(stopped):
     assert covered == {10 * (i + 1) for i, stop in enumerate(stopped[:-1]) if stop}
     assert all(start < end for start, end in found)
     assert all(end < start for (_, end), (start, _) in zip(found, found[1:]))
+
+
+def learned(seed, iterations=100, **tasks):
+    "A model, task -> its validations: (iteration, steps, score, stopped) each."
+    history = [dict(task=task, iteration=at, steps=steps, loss=0., score=score, stopped=stopped)
+               for task, lines in tasks.items() for at, steps, score, stopped in lines]
+    return dict(model="all", seed=seed, tasks=list(tasks), iterations=iterations, history=history)
+
+
+@pytest.fixture
+def two_seeds(tmp_path):
+    results = Results(tmp_path)
+    vqa = [(50, 50, .2, False), (75, 75, .4, True), (80, 76, .9, True), (100, 81, .5, False)]
+    other = learned(1, vqa=[(60, 60, .2, False), (100, 100, .3, False)])
+    results.runs["at"] = dict(trained=[learned(0, nlvr2=[(100, 100, .7, True)], vqa=vqa), other])
+    return results
+
+
+def test_levels_are_of_the_last_validation_until_three_quarters_and_of_the_end(two_seeds):
+    table = levels(two_seeds, "at")
+    assert table.loc["vqa"].tolist() == pytest.approx([30, 40, 10])  # .4 and .2, then .5 and .3
+    assert table.index.tolist() == ["vqa", "nlvr2", "average"] and pd.isna(table.three_quarters["nlvr2"])
+    assert table.loc["average"].tolist() == table.loc["vqa"].tolist()
+    assert levels(two_seeds, "none").empty
+
+
+def test_what_rests_save_is_what_the_iterations_have_room_for_less_what_was_taken(two_seeds):
+    table = resting(two_seeds, "at")
+    assert table.loc["vqa"].tolist() == pytest.approx([3, 1, 90.5, 9.5])
+    assert table.loc["nlvr2"].tolist() == [1, 1, 100, 0] and table.loc["all"].tolist() == pytest.approx([4, 2, 190.5, 9.5])
+    assert resting(two_seeds, "none").empty
 
 
 # --- how much data

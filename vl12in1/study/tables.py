@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from .notebooks import root
-from .results import Results, side_by_side
+from .results import Results, Steps, side_by_side
 from .statistics import Comparison, difference, estimate, holm
 from ..tasks import GROUPS, TASKS
 
@@ -35,10 +35,13 @@ MULTITASK_ROWS = (
     ("Single-task, clean", "st_clean", None),
     ("Group-tasks, clean", "gt", "st_clean"),
     ("All-tasks, clean", "at", "st_clean"),
+    ("All-tasks, clean, none rests", "no_stop_and_go", "st_clean"),
     ("All-tasks without G4, clean", "at_without_g4", "st_clean"),
-    ("Group-tasks → single-task, clean", "gt_ft", "st_clean"),
-    ("All-tasks → single-task, clean", "ft", "st_clean"),
-    ("All-tasks → single-task, all data", "ft_all", "st_all"),
+    ("Single-task, clean, longer", "st_long", None),
+    ("All-tasks, clean, longer", "at_long", "st_long"),
+    ("Group-tasks → single-task, clean", "gt_ft", "st_long"),
+    ("All-tasks → single-task, clean", "ft", "st_long"),
+    ("All-tasks → single-task, all data", "ft_all", "ft"),
 )
 PRETRAINING_ROWS = (
     ("None (random weights)", "at_scratch", "at"),
@@ -58,14 +61,16 @@ def _percent(cells: dict, tasks: tuple) -> tuple:
 
 # %% ../../nbs/76_tables.ipynb #scores-row
 def scores_row(results: Results, run: str) -> dict:
-    "Percent in all `COLUMNS`; then how many seeds, models and parameters the row has; then the ends of all intervals."
+    "Percent in all `COLUMNS`; then seeds, models and parameters of the row, and the steps it took; then the ends of all intervals."
     cells = results.row(run)
     row, ends = {}, {}
     for column, tasks in COLUMNS.items():
         row[column], ends[f"{column}_low"], ends[f"{column}_high"] = _percent(cells, tasks)
     sizes = {model["model"]: model["parameters"] for model in results.trained(run) if model["parameters"]}
     seeds = min((cell.seeds for cell in cells.values()), default=0)
-    return row | dict(seeds=seeds, models=len(sizes), parameters=sum(sizes.values())) | ends
+    steps = results.steps_taken(run) or Steps(None, None)
+    counts = dict(seeds=seeds, models=len(sizes), parameters=sum(sizes.values()))
+    return row | counts | dict(steps_per_task=steps.per_task, steps_in_all=steps.in_all) | ends
 
 # %% ../../nbs/76_tables.ipynb #scores-table
 def compare(
@@ -144,8 +149,8 @@ def compared_columns(table: pd.DataFrame) -> dict[str, list[str]]:
 
 # %% ../../nbs/76_tables.ipynb #readable
 def _counts(numbers: pd.Series) -> list[str]:
-    "Numbers as people read them, `–` for none."
-    return [cell(int(number) or None) for number in numbers]
+    "Whole numbers as people read them, `–` for none."
+    return [cell(None if missing(number) or not number else round(number)) for number in numbers]
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -154,15 +159,15 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     for group in GROUPS: shown[f"*{group}*"] = _with_interval(table, group)
     shown["**average**"] = _with_interval(table, "average")
     shown |= compared_columns(table)
-    for name in ("models", "parameters", "seeds"): shown[name] = _counts(table[name])
+    for name in ("steps_per_task", "steps_in_all", "models", "parameters", "seeds"): shown[name.replace("_", " ")] = _counts(table[name])
     return pd.DataFrame(shown, index=table.index).T.rename_axis("task")
 
 # %% ../../nbs/76_tables.ipynb #summary
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    "A table of scores in short: a row per way of training; group means, average, comparison and seeds."
+    "A table of scores in short: a row per way of training; group means, average, comparison, steps in all and seeds."
     shown = {column: _with_interval(table, column) for column in (*GROUPS, "average")}
     shown |= compared_columns(table)
-    shown["seeds"] = _counts(table["seeds"])
+    for name in ("steps_in_all", "seeds"): shown[name.replace("_", " ")] = _counts(table[name])
     return pd.DataFrame(shown, index=table.index)
 
 # %% ../../nbs/76_tables.ipynb #pretraining-scores-table
