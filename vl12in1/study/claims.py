@@ -90,7 +90,6 @@ CLAIMS = (
     Claim("One model for each group is better than models of one task", "better", "gt", "st_clean"),
     Claim("One model of all tasks is better than one for each group", "better", "at", "gt"),
     Claim("Fine-tuning on each task improves on training the model of all tasks for longer", "better", "ft", "at_long"),
-    Claim("Fine-tuning from all tasks is better than training models of one task for longer", "better", "ft", "st_long"),
     Claim("Fine-tuning from all tasks is better than fine-tuning from groups", "better", "ft", "gt_ft"),
     Claim("NLVR2 (G4) gains from a partner of another group", "it gains", "pairs", "st_clean",
           cells=models_of({"nlvr2": WITH_G4})),

@@ -37,10 +37,10 @@ MULTITASK_ROWS = (
     ("All-tasks, clean", "at", "st_clean"),
     ("All-tasks, clean, none rests", "no_stop_and_go", "st_clean"),
     ("All-tasks without G4, clean", "at_without_g4", "st_clean"),
-    ("Single-task, clean, longer", "st_long", None),
-    ("All-tasks, clean, longer", "at_long", "st_long"),
-    ("Group-tasks → single-task, clean", "gt_ft", "st_long"),
-    ("All-tasks → single-task, clean", "ft", "st_long"),
+    ("Single-task, clean, longer", "st_long", "at_long"),
+    ("All-tasks, clean, longer", "at_long", None),
+    ("Group-tasks → single-task, clean", "gt_ft", "at_long"),
+    ("All-tasks → single-task, clean", "ft", "at_long"),
     ("All-tasks → single-task, all data", "ft_all", "ft"),
 )
 PRETRAINING_ROWS = (
