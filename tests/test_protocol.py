@@ -98,3 +98,9 @@ def test_one_byte_is_another_identity(tmp_path):
     assert before.startswith("`PROTOCOL.md`, version 4, SHA-256 `") and len(re.search("`([0-9a-f]+)`$", before)[1]) == 64
     page.write_text("Version 4.\nB")
     assert identity(page) != before
+
+
+def test_no_report_has_a_seed_by_which_lengths_were_chosen():
+    chosen_by = set(map(int, re.search(r"seeds (\d+) and (\d+), which no report uses", PAGE.read_text()).groups()))
+    reported = set(map(int, re.findall(r"\d+", " ".join(re.findall(r"^\| (?:main|side|extra) \|(.*?)\|[^|]*\|$", PAGE.read_text(), re.M)))))
+    assert len(chosen_by) == 2 and len(reported) >= 10 and not chosen_by & reported
