@@ -223,7 +223,7 @@ def headline(
     if not index.with_suffix(".md").is_file() or f"**{data}**" not in index.with_suffix(".md").read_text(): return ""
     table = pd.read_csv(index.with_suffix(".csv"))
     seeds = sorted({int(seeds) for pair in table.seeds.dropna() for seeds in pair.split(" / ")})
-    return f"**The same with {' or '.join(map(str, seeds))} seeds: [thorough/index.md](thorough/index.md).** {counted(table)}"
+    return f"**The headline is the same study with {' or '.join(map(str, seeds))} seeds: [thorough](thorough/index.md).** {counted(table)}"
 
 # %% ../../nbs/84_claims.ipynb #contents
 REPORTS = {
