@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 
+from vl12in1.study.simulation import seed_deviation, word_kept
 from vl12in1.study.statistics import Cell, Comparison, difference, estimate, holm, seed_variances, verdict
 
 SCORES = [0., .3, .6, .9, 1.]
@@ -241,3 +242,22 @@ def test_verdicts(low, high, p, seeds, direction, expected):
 
 def test_without_a_comparison_nothing_is_resolved():
     assert verdict(None, None) == "not resolved"
+
+
+# --- invented studies
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_at_the_deviation_of_real_seeds_intervals_and_verdicts_keep_their_word(seeds):
+    kept = word_kept(seeds, spread=1.15, trials=400)
+    assert kept["coverage"] >= .93 and kept["false verdicts"] <= .05
+
+
+def test_one_seed_does_not():
+    kept = word_kept(1, spread=1.15, trials=200)
+    assert kept["coverage"] < .9 and kept["false verdicts"] > .1
+
+
+def test_the_deviation_of_seeds_is_that_of_their_means_over_tasks():
+    first, second = Cell([[1, 1, 1, 1], [0, 0, 1, 1]]), Cell([[1, 0], [1, 0], [0, 0]])  # means 1, .5 and .5, .5
+    assert seed_deviation([first, second]) == pytest.approx(100 * np.std([.75, .5], ddof=1))
+    assert seed_deviation([first, Cell([1, 0])]) is None

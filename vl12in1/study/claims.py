@@ -249,6 +249,7 @@ REPORTS = {
     "table_learning.md": "whether they have levelled off",
     "figure_stop_and_go.png": "when each of the twelve tasks rests",
     "table_stop_and_go.md": "how often, and what that saves",
+    "figure_statistics.png": "whether intervals and verdicts keep their word: invented studies whose truth is known",
     "figure_attention.png": "where heads look, drawn on the picture",
     "figure_heads.png": "what each head does, task by task, over the test sets",
     "table_attention.md": "the same, in numbers",
