@@ -8,9 +8,11 @@ import subprocess
 from functools import lru_cache
 from pathlib import Path
 
+import pytest
 from dvc.utils.serialize import load_yaml
 
 from vl12in1.study.notebooks import code_view
+from vl12in1.study.parallel import COMPLETE
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = load_yaml(ROOT / "dvc.lock")["stages"]
@@ -86,3 +88,27 @@ def test_what_was_changed_by_hand_is_found():
     found = {f"table_sizes: {table['path']}", "world: profiles/smoke.yaml: world"}
     assert set(differences({name: stage for name, stage in lock.items() if name != "index"})) >= found | {"index was never run"}
     assert not found & before
+
+
+# --- complete runs with more seeds, kept with the lock that their clone had
+
+def kept_otherwise(folder, lock):
+    "The files and folders below `folder`, a copy of a study's reports, that are not as the study's lock says it left them."
+    outs = [out for stage in lock.values() for out in stage.get("outs", []) if out["path"].startswith("reports/")]
+    return [out["path"] for out in outs if digest(folder + out["path"].removeprefix("reports")) != out["md5"]]
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_the_reports_of_a_complete_run_are_what_it_left(name):
+    folder = f"reports/{name}"
+    if not contents(f"{folder}/dvc.lock"): pytest.skip(f"{folder} is not there yet")
+    assert kept_otherwise(folder, load_yaml(ROOT / folder / "dvc.lock")["stages"]) == [], f"run `make {name}` and commit what it writes"
+
+
+def test_a_report_that_was_changed_or_lost_is_found():
+    paths = dict.fromkeys(["reports/table_sizes.md", "reports/regions/detector.json", "reports/clean"])
+    lock = {path: dict(outs=[dict(path=path, md5=digest(path))]) for path in paths}
+    assert kept_otherwise("reports", lock) == []
+    lock["reports/table_sizes.md"]["outs"][0]["md5"] = md5(b"another table")
+    lock["lost"] = dict(outs=[dict(path="reports/lost.md", md5=md5(b"")), dict(path="build/frames", md5="")])
+    assert kept_otherwise("reports", lock) == ["reports/table_sizes.md", "reports/lost.md"]
