@@ -74,7 +74,8 @@ def test_whatever_is_damaged_is_named(data, tmp_path, corpus, damage):
 def test_missing_pictures_come_before_hours_of_work(data, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(data, root)
-    next((root / "images/flickr30k").iterdir()).unlink()
+    shared = {*corpora.identity(root).values()}  # another collection's copy stands in for these
+    next(file for file in (root / "images/flickr30k").iterdir() if f"flickr30k:{file.stem}" not in shared).unlink()
     report = doctor(root, tmp_path, STUDY)
     assert "pictures below" in last(report) and "flickr30k" in last(report) and "nlvr2" not in last(report)
     assert int(next(line for line in report.splitlines() if line.startswith("flickr30k ")).split()[-4]) < 100
