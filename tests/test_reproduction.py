@@ -153,6 +153,13 @@ def test_below_the_table_stands_what_both_runs_share(tmp_path):
     assert "first run: 0, 1, 2; of the second: 0, 1, 2" in notes and notes.endswith("with the same code: test.")
 
 
+def test_a_second_run_on_other_items_is_said_to_be_one(tmp_path):
+    folders = [study(tmp_path / name) for name in ("thorough", "rerun")]
+    for folder in folders: lock(folder, train="1")
+    invent_run(folders[1], "at", {"all": TASKS}, .6, items=200)
+    assert "Cells are not compared: at, all, vqa: tested on other items" in rerun_notes(*folders)
+
+
 def test_only_code_counts_and_stages_that_one_run_lacks_do_count(tmp_path):
     for name in "ab": (tmp_path / name).mkdir()
     lock(tmp_path / "a", train="1", test="1", figure_x="1")

@@ -149,15 +149,20 @@ def other_code(first: Path, second: Path) -> list[str]:
     return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
 
 # %% ../../nbs/85_reproduction.ipynb #rerun-notes
+def _cells_in_common(ours: Results, theirs: Results) -> str:
+    "How many cells of two studies are the same but for seeds, as a sentence; or why nobody can say."
+    try: cells = compare_cells(ours, theirs)
+    except ValueError as error: return f"Cells are not compared: {error}."
+    return f"Cells that differ by no more than seeds explain: {(~cells.differs).sum()} of {len(cells)}."
+
 def rerun_notes(first: Path, second: Path) -> str:
     "Seeds, cells and verdicts of two complete runs in common, for people; or which of the folders holds none yet."
     lacking = [Path(folder).name for folder in (first, second) if not (Path(folder) / "index.csv").is_file()]
     if lacking: return f"Nothing to compare here: no complete run in {' and in '.join(lacking)}."
     ours, theirs = Results(first), Results(second)
-    cells = compare_cells(ours, theirs)
     seeds = [", ".join(map(str, seed_numbers(run))) for run in (ours, theirs)]
     return "\n".join([f"**{agreement(rerun_table(first, second))}**.",
-                      f"Cells that differ by no more than seeds explain: {(~cells.differs).sum()} of {len(cells)}.",
+                      _cells_in_common(ours, theirs),
                       f"Seeds of the first run: {seeds[0]}; of the second: {seeds[1]}.",
                       f"Stages that were not run with the same code: {', '.join(other_code(first, second)) or 'none'}."])
 
