@@ -590,7 +590,7 @@ def test_a_finished_study_is_up_to_date(finished):
     ("no_token", "tokens: none, \n      stop_and_go: true}", "tokens: head, \n      stop_and_go: true}"),
     pytest.param("st_25", "task, \n      fraction: 0.25}", "task, \n      fraction: 0.2}", marks=pytest.mark.slow),
     pytest.param("pairs", "  G3+G4: [visual7w, nlvr2]", "  G3+G4: [refcoco, nlvr2]", marks=pytest.mark.slow),
-    ("ft_all", "finetune, seeds: side, models: task, data: all}", "finetune, seeds: side, models: task}")])
+    ("ft_all", "finetune, seeds: extra, models: task, data: all}", "finetune, seeds: extra, models: task}")])
 def test_one_grid_entry_concerns_one_run(finished, run, old, new):
     undo = edit(finished / "params.yaml", old, new)
     try: assert stale(finished) == {f"train@{run}", "index"}  # which lists all runs
