@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from .notebooks import root
-from .results import Results, Steps, side_by_side
+from .results import Results, Steps, side_by_side, steps_taken
 from .statistics import Comparison, difference, estimate, holm
 from ..tasks import GROUPS, TASKS
 
@@ -68,7 +68,7 @@ def scores_row(results: Results, run: str) -> dict:
         row[column], ends[f"{column}_low"], ends[f"{column}_high"] = _percent(cells, tasks)
     sizes = {model["model"]: model["parameters"] for model in results.trained(run) if model["parameters"]}
     seeds = min((cell.seeds for cell in cells.values()), default=0)
-    steps = results.steps_taken(run) or Steps(None, None)
+    steps = steps_taken(results, run) or Steps(None, None)
     counts = dict(seeds=seeds, models=len(sizes), parameters=sum(sizes.values()))
     return row | counts | dict(steps_per_task=steps.per_task, steps_in_all=steps.in_all) | ends
 
@@ -234,18 +234,18 @@ def write_table(
     path: Path,                  # without its suffix
     title: str,                  # the heading for people
     data: str,                   # what was measured on
-    above: str = "",             # text above the table
-    notes: str = "",             # text below it
+    notes: str = "",             # text below the table
     shown: pd.DataFrame = None,  # what is written for people; the table itself if there is none
 ) -> None:
-    "Write `<path>.csv` (all columns; two decimals, four of a p) and `<path>.md` (title, data, text, table, notes)."
+    "Write `<path>.csv` (all columns; two decimals, four of a p) and `<path>.md` (title, data, table, notes)."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     digits = {name: 4 if name == "p" or name.endswith("_p") else 2 for name in table}
     numbers = {name: [_decimals(value, digits[name]) for value in table[name]] for name in table}
     pd.DataFrame(numbers, table.index).to_csv(path.with_suffix(".csv"), lineterminator="\n")
-    parts = [f"# {title}", f"Measured on **{data}**.", above, markdown(table if shown is None else shown), notes.strip()]
-    path.with_suffix(".md").write_text("\n\n".join(filter(None, parts)) + "\n")
+    text = f"# {title}\n\nMeasured on **{data}**.\n\n{markdown(table if shown is None else shown)}\n"
+    if notes: text += f"\n{notes.strip()}\n"
+    path.with_suffix(".md").write_text(text)
 
 # %% ../../nbs/76_tables.ipynb #legend
 def legend(
