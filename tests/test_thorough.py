@@ -1,5 +1,6 @@
 "Complete runs with more seeds: clones of a toy study that are begun, stopped, gone on with and kept."
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,11 @@ def test_a_complete_run_goes_on_where_it_was_stopped_and_is_kept(checkout, capfd
     again = yaml.safe_load((checkout / "reports/rerun/scores.txt").read_text()[2:])["seeds"]
     assert again == {name: [seed + SHIFTS["rerun"] for seed in own] for name, own in SEEDS.items()}
     assert (checkout / "reports/scores.txt").read_text() == "of another profile\n" and git(checkout, "status", "--short") != ""
+    (checkout / "obstacle").touch()
+    commit(checkout)
+    shutil.rmtree(checkout / "build")
+    main([])   # what DVC's cache holds is not run again
+    assert scores.read_text().startswith("a\n")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--rerun"]])
