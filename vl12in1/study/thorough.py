@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from .notebooks import root
+from .parallel import make_folders
 
 # %% ../../nbs/71a_thorough.ipynb #clone
 def git(folder: Path, *words: str) -> str:
@@ -71,6 +72,7 @@ def complete_run(checkout: Path, name: str) -> None:
     for program in ("parallel", "timeline"): subprocess.run([sys.executable, "-m", f"vl12in1.study.{program}"], cwd=folder, check=True)
     share_times(folder, checkout)
     keep(folder, checkout / "reports" / name)
+    make_folders(checkout / "reports")
 
 def main(arguments=None) -> None:
     "The profile `thorough` of the last commit, or `--rerun` it with other seeds; exit status 1 if anything fails."
