@@ -244,6 +244,8 @@ REPORTS = {
     "table_overlap.md": "test images of one task among the training images of another",
     "figure_overlap.png": "the same, as a picture",
     "table_sizes.md": "images and examples of every task before and after cleaning",
+    "table_calibration.md": "whether models are right as often as they are sure",
+    "figure_calibration.png": "the same, as a picture",
     "table_probes.md": "what can be read off the layers of models that were trained alone and together",
     "figure_probes.png": "the same, as a picture",
     "figure_learning.png": "how the twelve tasks learn, together and alone",
