@@ -58,7 +58,7 @@ lab: .venv/lab
 	jupyter lab nbs
 
 clean:
-	@echo "make clean: removing build, executed, runs and data; dvc repro brings them back from DVC's cache"
+	@echo "make clean: removing build, executed, runs and data; dvc checkout brings back what DVC's cache holds of them"
 	rm -rf build executed runs data
 	@echo "make clean: kept .venv and .dvc/cache; remove them by hand to begin from nothing"
 
