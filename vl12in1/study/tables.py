@@ -234,18 +234,18 @@ def write_table(
     path: Path,                  # without its suffix
     title: str,                  # the heading for people
     data: str,                   # what was measured on
-    notes: str = "",             # text below the table
+    above: str = "",             # text above the table
+    notes: str = "",             # text below it
     shown: pd.DataFrame = None,  # what is written for people; the table itself if there is none
 ) -> None:
-    "Write `<path>.csv` (all columns; two decimals, four of a p) and `<path>.md` (title, data, table, notes)."
+    "Write `<path>.csv` (all columns; two decimals, four of a p) and `<path>.md` (title, data, text, table, notes)."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     digits = {name: 4 if name == "p" or name.endswith("_p") else 2 for name in table}
     numbers = {name: [_decimals(value, digits[name]) for value in table[name]] for name in table}
     pd.DataFrame(numbers, table.index).to_csv(path.with_suffix(".csv"), lineterminator="\n")
-    text = f"# {title}\n\nMeasured on **{data}**.\n\n{markdown(table if shown is None else shown)}\n"
-    if notes: text += f"\n{notes.strip()}\n"
-    path.with_suffix(".md").write_text(text)
+    parts = [f"# {title}", f"Measured on **{data}**.", above, markdown(table if shown is None else shown), notes.strip()]
+    path.with_suffix(".md").write_text("\n\n".join(filter(None, parts)) + "\n")
 
 # %% ../../nbs/76_tables.ipynb #legend
 def legend(
