@@ -247,7 +247,7 @@ def test_the_grid_fits_every_profile(profile):
 def test_an_entry_of_the_grid_is_a_run_that_can_begin(name):
     run = Run.of(name, RUNS[name])
     assert run.init in {"scratch", *GRID["runs"], *(f"pretrain_{key}" for key in GRID["pretraining"])}
-    assert all(run.kind in sizes["training"] and sizes["seeds"][run.seeds] for sizes in PROFILES.values())
+    assert all(run.kind in sizes["training"] and run.seeds in sizes["seeds"] for sizes in PROFILES.values())
     for tasks in run.tasks().values():
         assert tasks and set(tasks) <= set(TASKS)
         if run.init in RUNS: assert parent(run, tasks, read_grid(GRID | PROFILES["smoke"])) in Run.of(run.init, RUNS[run.init]).tasks()
