@@ -864,7 +864,9 @@ def test_reading_takes_little_more_memory_than_the_file_is_long(tmp_path):
     for path in paths.values():
         assert path.stat().st_size > 200e6
         path.unlink()
-    assert all(.9 < factor < 1.3 for factor in factors.values())
+    # The weights themselves are 1; a second copy of all of them would be 2. Between them is room for the largest tensor, mapped
+    # and copied at once, and for what the allocator holds back, which differs from run to run.
+    assert all(.9 < factor < 1.5 for factor in factors.values())
 
 
 if __name__ == "__main__":
