@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from vl12in1.model import HEADS, Batch, Encoded, TwelveInOne, ViLBERT, ViLBERTConfig
-from vl12in1.model.blocks import Block, attention_bias, attention_map
+from vl12in1.model.blocks import Block, Layout, Stream, attend, attention_map
 from vl12in1.model.vilbert import layer_order
 from vl12in1.tasks import TASKS
 
@@ -146,12 +146,14 @@ def test_attention_maps_sum_to_one_and_ignore_padding():
 def test_attention_map_is_what_the_block_used():
     torch.manual_seed(0)
     block = Block(CONFIG, hidden=64, size=32, heads=4, feed_forward=64).eval()
-    x, mask = torch.randn(4, 7, 64), make_batch().text_mask
-    query, key, value = block.project(x)
-    context = (attention_map(query, key, attention_bias(mask)) @ value).transpose(1, 2).flatten(2)
-    hidden = block.attention_norm(x + block.attention_out(context))
+    stream = Stream(torch.randn(14, 64), Layout(torch.tensor([7, 3, 4]), 7))
+    _, value = block.key_value(stream.rows)
+    context = attention_map(block, block, stream, stream) @ stream.layout.grid(value).transpose(1, 2)
+    context = block.attention_out(stream.layout.rows(context.transpose(1, 2)).flatten(1))
+    torch.testing.assert_close(attend(block, block, stream, stream), context, rtol=1e-5, atol=1e-5)
+    hidden = block.attention_norm(stream.rows + context)
     expected = block.feed_forward_norm(hidden + block.feed_forward_out(F.gelu(block.feed_forward_in(hidden))))
-    torch.testing.assert_close(block(x, query, key, value, attention_bias(mask)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(block.after_attention(stream.rows, context), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_fusion():

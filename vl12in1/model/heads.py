@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..answers import ANSWER_METRICS
 from ..boxes import iou
 from .blocks import initialise
-from .interface import Batch, Encoded, EncoderConfig, mask_of, method_of, pad
+from .interface import FIRST, REGIONS, WHOLE, Batch, Encoded, EncoderConfig, mask_of, method_of, pad
 from .saving import SavedModel
 from ..tasks import TASKS
 
@@ -34,11 +34,12 @@ class Head(nn.Module):
     - `rows`: how many rows of a batch an example takes in training
     - `fast`: whether it learns at the heads' rate; else at the encoder's
     - `vocabulary`: whether it chooses among the answers of a vocabulary
+    - `wanted`: what it reads of the encoder
 
     Below, a batch has N rows of B examples, and the head chooses among C things.
     """
     columns: tuple[frozenset[str], ...] = ()
-    images, rows, fast, vocabulary = 1, 1, True, False
+    images, rows, fast, vocabulary, wanted = 1, 1, True, False, FIRST
 
     def __init_subclass__(cls, kind=""):
         if kind: HEADS[kind] = cls
@@ -207,7 +208,7 @@ class MatchHead(Head, kind="match"):
     def logits(self, encoded, batch):
         "(N,) float32, a number for each pair, from their vectors (N, pooled width)."
         with torch.autocast(encoded.pooled.device.type, enabled=False):  # half precision would make ties, which cost recall
-            return self.classifier(encoded.pooled.float())[:, 0]
+            return F.linear(encoded.pooled.float(), self.classifier.weight.float(), self.classifier.bias.float())[:, 0]
 
     def loss(self, logits, batch):
         "Cross-entropy of the first of each four pairs, (N,) -> ()."
@@ -289,7 +290,7 @@ def among_candidates(examples, rows, training) -> Batch:
 # %% ../../nbs/44_heads.ipynb #groundhead
 class GroundHead(Head, kind="ground"):
     "Targets (B, R) float32: overlap with the right box; (B, K) if the batch has candidates. Logits of the same shape."
-    columns, fast = (frozenset({"box"}), frozenset({"candidates", "label"})), False
+    columns, fast, wanted = (frozenset({"box"}), frozenset({"candidates", "label"})), False, REGIONS
 
     def __init__(self, config):
         super().__init__()
@@ -430,15 +431,16 @@ class TwelveInOne(nn.Module, SavedModel):
 
     def settings(self): return dict(config=self.config.to_dict(), vocabularies=self.vocabularies)
 
-    def encode(self, batch, **looks) -> Encoded:
-        """`Encoded` of a batch; `looks`: what else is asked of the encoder, attention or states. Of a crossed batch there is no
-        more than the pairs' vectors."""
+    def encode(self, batch, wanted=WHOLE, **looks) -> Encoded:
+        """`Encoded` of a batch; `looks`: what is asked of the encoder, such as what is wanted, attention, states. Of a crossed batch there
+        is no more than the pairs' vectors."""
         if batch.crossed: return Encoded(None, None, None, None, self.encoder.cross(self.encoder.with_row(batch)))
-        return self.encoder(self.encoder.with_row(batch), **looks)
+        return self.encoder(self.encoder.with_row(batch), wanted, **looks)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         "N pairs -> logits of the head of their task, float32: (B, choices), or (N,) where a pair is judged by itself (match)."
-        return self.head(batch.task).logits(self.encode(batch), batch).float()
+        head = self.head(batch.task)
+        return head.logits(self.encode(batch, wanted=head.wanted), batch).float()
 
 # %% ../../nbs/44_heads.ipynb #tokens-per-head
 def tokens_per_head() -> tuple[tuple[str, ...], ...]:

@@ -12,8 +12,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from .blocks import Block, BlockEncoder, initialise
+from .blocks import Block, Stream, initialise
 from .interface import EncoderConfig
+from .layers import BlockEncoder
 
 # %% ../../nbs/42_vilbert.ipynb #published-tasks
 PUBLISHED_TASKS = {1: "vqa", 2: "vg_qa", 4: "visual7w", 7: "coco_retrieval", 8: "flickr30k_retrieval", 9: "refcoco",
@@ -127,7 +128,7 @@ class TextEmbeddings(nn.Module):
 FEATURE_SIZE, PLACE_SIZE = 1.5, .58  # root mean square of a detector's features, and of corners and area
 
 class ImageEmbeddings(nn.Module):
-    "Region features (N, R, D) and places (N, R, 5) -> (N, R, H)."
+    "Region features (…, D) and places (…, 5) -> (…, H)."
 
     def __init__(self, config):
         super().__init__()
@@ -142,7 +143,7 @@ class ImageEmbeddings(nn.Module):
         with torch.no_grad(): self.locations.weight *= inputs / places
 
     def forward(self, features, spatials) -> torch.Tensor:
-        "(N, R, D) float features and (N, R, 5) corners and areas, fractions of the picture -> (N, R, H) float."
+        "(…, D) float features and (…, 5) corners and areas, fractions of the picture -> (…, H) float."
         return self.dropout(self.norm(self.features(features) + self.locations(spatials)))
 
 # %% ../../nbs/42_vilbert.ipynb #layer-order
@@ -181,10 +182,11 @@ class ViLBERT(BlockEncoder):
         self.apply(partial(initialise, deviation=c.initializer_range))
         self.image_embeddings.balance()
 
-    def embed(self, batch) -> dict[str, torch.Tensor]:
-        "The streams before the first layer: text (N, T, text_hidden), or T + 1 with a task token; image (N, R, image_hidden)."
-        return {"text": self.text_embeddings(batch.tokens, batch.task_row, batch.segments),
-                "image": self.image_embeddings(batch.features, batch.spatials)}
+    def embed(self, batch, layouts) -> dict[str, Stream]:
+        "The streams before the first layer, text_hidden and image_hidden wide, as `layouts` has them."
+        words = layouts["text"].rows(self.text_embeddings(batch.tokens, batch.task_row, batch.segments))
+        regions = self.image_embeddings(layouts["image"].rows(batch.features), layouts["image"].rows(batch.spatials))
+        return {"text": Stream(words, layouts["text"]), "image": Stream(regions, layouts["image"])}
 
     def word_table(self) -> nn.Parameter:
         "(vocab_size, text_hidden)."
@@ -195,10 +197,9 @@ class ViLBERT(BlockEncoder):
         if kind == "co": return self.co_layers[number]
         return {kind: getattr(self, f"{kind}_layers")[number]}
 
-    def pool(self, streams) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        "Vectors (N, co_hidden) of the texts, the images and the pairs."
-        text = self.text_pooler(streams["text"][:, 0]).relu()
-        image = self.image_pooler(streams["image"][:, 0]).relu()
+    def pool(self, text, image) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        "First positions (N, text_hidden) and (N, image_hidden) -> vectors (N, co_hidden) of the texts, the images and the pairs."
+        text, image = self.text_pooler(text).relu(), self.image_pooler(image).relu()
         return text, image, self.dropout(text * image if self.config.fusion == "mul" else text + image)
 
     def spared(self, name) -> bool:
