@@ -32,7 +32,7 @@ from vl12in1.training.trainer import Feed, Trainer, TrainingConfig, build_model 
 
 WARM_UP, STEPS = 3, 10
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PRECISIONS = {"float32": Machine(DEVICE, False, 0), "bfloat16": Machine(DEVICE, True, 0)}
+PRECISIONS = {"float32": Machine(DEVICE), "bfloat16": Machine(DEVICE, "bfloat16")}
 
 
 # --- published outputs

@@ -11,7 +11,7 @@ from vl12in1.training.schedules import DynamicStopAndGo, RoundRobin
 from vl12in1.training.trainer import Feed, Trainer, TrainingConfig, build_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator")
-FULL = Machine("cuda", bfloat16=False, workers=0)
+FULL = Machine("cuda")
 FRAMES = toy_frames()
 
 

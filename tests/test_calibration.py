@@ -26,7 +26,7 @@ def drawn(seed, truth=lambda confidence: confidence, items=4000):
 
 
 def test_choices_are_judged_as_in_validation(tmp_path):
-    sources, machine = toy_sources(tmp_path), Machine("cpu", False, 0)
+    sources, machine = toy_sources(tmp_path), Machine()
     model = build_model(sources, "tiny")
     for task, splits in toy_frames().items():
         examples = Examples(task, splits["test"], sources)

@@ -59,7 +59,7 @@ lengths = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 30)), min_size=1,
 @given(lengths=lengths, longer=st.integers(0, 3))
 def test_outputs_are_those_of_the_plain_sums(config, lengths, longer):
     encoder = make(config).encoder
-    batch = encoder.with_row(batch_of(*zip(*lengths), longer=longer))
+    batch = encoder.prepared(batch_of(*zip(*lengths), longer=longer))
     with torch.no_grad(): (text, image, pooled), ours = plain_encoder(encoder, batch), encoder(batch)
     words, regions = F.pad(batch.text_mask, (1, 0), value=True), batch.region_mask
     torch.testing.assert_close(ours.text[words], text[words], rtol=1e-5, atol=1e-5)
@@ -73,7 +73,7 @@ def test_outputs_are_those_of_the_plain_sums(config, lengths, longer):
 def test_gradients_are_those_of_the_plain_sums(config, wanted, place):
     "Of every parameter that what is wanted depends on; the others get none."
     model = make(config)
-    batch = model.encoder.with_row(batch_of([7, 3, 5], [30, 12, 21]))
+    batch = model.encoder.prepared(batch_of([7, 3, 5], [30, 12, 21]))
     expected = plain_encoder(model.encoder, batch)[place]
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     if place == 1: weights[~batch.region_mask] = 0
@@ -102,7 +102,7 @@ def test_crossed_pairs_are_the_pairs_written_out(texts, images):
     encoder = make(WIDE).encoder
     few, many = batch_of(texts, [1] * len(texts)), batch_of([1] * len(images), images)
     crossed = replace(few, features=many.features, spatials=many.spatials, region_counts=many.region_counts, crossed=True)
-    crossed = encoder.with_row(crossed)
+    crossed = encoder.prepared(crossed)
     with torch.no_grad(): torch.testing.assert_close(encoder.cross(crossed), encoder(written_out(crossed)).pooled, rtol=1e-5, atol=1e-5)
 
 

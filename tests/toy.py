@@ -13,7 +13,7 @@ from vl12in1.training.trainer import Feed, Trainer, TrainingConfig
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] red blue ball box left right is the".split()
 KEYS = [f"coco:{i}" for i in range(20)]
-CPU = Machine("cpu", bfloat16=False, workers=0)
+CPU = Machine()
 
 
 def write_store(folder, dim):

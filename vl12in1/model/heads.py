@@ -55,8 +55,8 @@ class Head(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def batch(cls, examples, rows, rng=None) -> Batch:
-        "Inputs and, if there are any, targets of some rows of `examples`. With a generator as training needs them."
+    def batch(cls, examples, rows, rngs=None) -> Batch:
+        "Inputs and, if there are any, targets of some rows of `examples`. With `rngs`, row -> generator, as training needs them."
         images = [key for row in rows for key in examples.images[row]]
         targets = cls.targets(examples, rows) if cls.learnable(examples.frame) else None
         return examples.pairs(np.repeat(rows, cls.images), images, targets=targets)
@@ -195,12 +195,12 @@ class MatchHead(Head, kind="match"):
         self.classifier = nn.Linear(config.pooled_width, 1)
 
     @classmethod
-    def batch(cls, examples, rows, rng=None):
-        "Inputs of the four pairs of each row; targets (B,) int64, all 0. Without a generator each row has one of its own."
+    def batch(cls, examples, rows, rngs=None):
+        "Inputs of the four pairs of each row; targets (B,) int64, all 0. Without `rngs` each row draws the same every time."
         texts, images = [], []
         for row in rows:
             key = examples.images[row][0]
-            random, hard, other = examples.pool.negatives(key, rng or np.random.default_rng(row))
+            random, hard, other = examples.pool.negatives(key, (rngs or np.random.default_rng)(row))
             texts += [row, random, row, hard]
             images += [key, key, other, key]
         return examples.pairs(texts, images, targets=torch.zeros(len(rows), dtype=torch.long))
@@ -244,7 +244,7 @@ def questions(cls, examples, size):
     """All captions with all images, in batches of at most as many pairs as `size` examples make in training: yields
     ((rows, columns) of their scores, crossed batch)."""
     keys, side = list(dict.fromkeys(key for (key,) in examples.images)), isqrt(size * cls.rows)
-    regions = torch.tensor([len(examples.regions(key)[0]) for key in keys])
+    regions = torch.tensor([len(examples.regions(key)[1]) for key in keys])
     words = torch.tensor([len(tokens) for tokens in examples.tokens])
     for columns in regions.argsort(stable=True).split(side):
         images = examples.pairs([0] * len(columns), [keys[column] for column in columns])
@@ -302,10 +302,10 @@ class GroundHead(Head, kind="ground"):
         return ("label" if "candidates" in frame else "box") in frame
 
     @classmethod
-    def batch(cls, examples, rows, rng=None):
+    def batch(cls, examples, rows, rngs=None):
         "Inputs and targets; the choice is among candidates where the task hands them over, among all regions otherwise."
         build = among_candidates if "candidates" in examples.frame else among_regions
-        return build(examples, rows, rng is not None)
+        return build(examples, rows, rngs is not None)
 
     def logits(self, encoded, batch):
         "(B, R), from the regions' vectors (B, R, image width); (B, K) of the candidates. -10000 where padded."
@@ -434,8 +434,8 @@ class TwelveInOne(nn.Module, SavedModel):
     def encode(self, batch, wanted=WHOLE, **looks) -> Encoded:
         """`Encoded` of a batch; `looks`: what is asked of the encoder, such as what is wanted, attention, states. Of a crossed batch there
         is no more than the pairs' vectors."""
-        if batch.crossed: return Encoded(None, None, None, None, self.encoder.cross(self.encoder.with_row(batch)))
-        return self.encoder(self.encoder.with_row(batch), wanted, **looks)
+        if batch.crossed: return Encoded(None, None, None, None, self.encoder.cross(self.encoder.prepared(batch)))
+        return self.encoder(self.encoder.prepared(batch), wanted, **looks)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         "N pairs -> logits of the head of their task, float32: (B, choices), or (N,) where a pair is judged by itself (match)."

@@ -6,7 +6,10 @@
 __all__ = ['BlockEncoder', 'forward', 'meeting', 'alone', 'together', 'cross']
 
 # %% ../../nbs/41a_layers.ipynb #c3e88f13
+from functools import partial
+
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from .blocks import Block, Layout, Stream, attend_few, attention_map, shortest
 from .interface import FIRST, STREAMS, WHOLE, Batch, Encoded, Encoder, map_name, method_of
@@ -51,6 +54,7 @@ class BlockEncoder(Encoder):
     vectors of N texts, images and pairs, from those of their first positions."""
 
     layer_names = {"image": "block", "co": "co-attention"}  # how `Encoded.image_states` calls the layers that it shows
+    recompute = False  # whether what is inside of a layer is computed again on the way back, in place of being kept
 
     def layouts(self, batch) -> dict[str, Layout]:
         "Where the positions of each stream lie; the text has a place for the task token, if there is one."
@@ -60,8 +64,9 @@ class BlockEncoder(Encoder):
 
     def run(self, layers, streams, maps=None, seen=None) -> dict[str, Stream]:
         "The streams after some `needed` layers; `maps` and `seen`, if there are any, are added to."
+        compute = partial(checkpoint, run_layer, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else run_layer
         for kind, number, wanted in layers:
-            streams = run_layer(kind, self.blocks(kind, number), streams, wanted, maps)
+            streams = compute(kind, self.blocks(kind, number), streams, wanted, maps)
             if seen is not None and "image" in wanted: seen[f"{self.layer_names[kind]} {number + 1}"] = streams["image"].grid()
         return streams
 

@@ -33,6 +33,11 @@ class PretrainingBatch(Batch):
     mismatched: torch.Tensor
     negatives: torch.Tensor | None = None
 
+    @property
+    def divisible(self) -> bool:
+        "Not if regions are told from those of the whole batch."
+        return self.negatives is None
+
 # %% ../../nbs/45_pretraining.ipynb #pretraininglogits
 @dataclass
 class PretrainingLogits:
@@ -116,7 +121,7 @@ class Pretraining(nn.Module, SavedModel):
 
     def encode(self, batch, **looks) -> Encoded:
         "`Encoded` of N pictures with their captions; `looks`: what else is asked of the encoder."
-        return self.encoder(batch, **looks)
+        return self.encoder(self.encoder.prepared(batch), **looks)
 
     def classify(self, text, image, pooled) -> PretrainingLogits:
         "Float32 outputs of the heads for text, image and pooled vectors: (S, text width), (S', image width), (N, pooled width)."

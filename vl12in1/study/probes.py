@@ -20,9 +20,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ..boxes import iou, to_fractions
-from ..examples.batches import Sources, image_regions
+from ..examples.batches import Sources, batch_regions, image_regions
 from ..model import TwelveInOne
-from ..model.interface import Batch, pad
+from ..model.interface import Batch
 from ..regions import Regions
 from .attention import empty_figure
 from .statistics import Cell, estimate
@@ -129,10 +129,8 @@ def silent_batch(
     sources: Sources,  # regions and word pieces: `Sources`
 ) -> Batch:
     "Pictures of a task, with a text of no words."
-    features, spatials = zip(*[image_regions(sources, key) for key in keys])
-    padded, counts = pad(features)
     tokens = torch.tensor([[sources.tokenizer.first, sources.tokenizer.last]]).expand(len(keys), -1)
-    return Batch(task, tokens, torch.full((len(keys),), 2), padded, pad(spatials)[0], counts)
+    return Batch(task, tokens, torch.full((len(keys),), 2), **batch_regions([image_regions(sources, key) for key in keys]))
 
 # %% ../../nbs/83_probes.ipynb #region-vectors
 @torch.inference_mode()

@@ -26,7 +26,10 @@ def outputs(model, batches, machine):
 
 # %% ../../nbs/56_evaluation.ipynb #head-scores
 def head_scores(model, examples, machine, batch_size: int = 256) -> np.ndarray:
-    "Score of each example by the head itself, 0 to 1: (n,)."
-    head, batches = model.head(examples.task.name), examples.batches(batch_size)
-    scores = [head.scores(logits, batch).cpu() for _, batch, logits in outputs(model, batches, machine)]
-    return torch.cat(scores).double().numpy()
+    "Score of each example by the head itself, 0 to 1: (n,). Processes divide the examples and know all scores."
+    head, (rank, world) = model.head(examples.task.name), (machine.processes.rank, machine.processes.world)
+    batches = examples.batches(batch_size, slice(rank, None, world))
+    own = [(rows, head.scores(logits, batch).cpu()) for rows, batch, logits in outputs(model, batches, machine)]
+    scores = torch.empty(len(examples))
+    for rows, of_rows in sum(machine.processes.gather(own), []): scores[rows] = of_rows
+    return scores.double().numpy()

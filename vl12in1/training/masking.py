@@ -74,13 +74,10 @@ def mask_regions(boxes, rng, fraction: float = .15, overlap: float | None = .4) 
     return asked, hidden
 
 # %% ../../nbs/59_masking.ipynb #hide
-def hide(features, hidden, region_mask) -> torch.Tensor:
-    "Features (N, R, D) with hidden rows zeroed and row 0 the mean of the visible ones, 0 without any; masks (N, R)."
-    visible = region_mask & ~hidden
-    visible[:, 0] = False
-    features = features.masked_fill(~visible[..., None], 0)
-    features[:, 0] = features.sum(1) / visible.sum(1, keepdim=True).clamp(min=1)
-    return features
+def hide(batch, hidden) -> dict[str, torch.Tensor]:
+    "`features` of a batch with the `hidden` regions (N, R) zeroed, and `averaged`: of which the whole picture's is the mean."
+    visible = batch.averaged & ~hidden
+    return dict(features=batch.features.masked_fill(~visible[..., None], 0), averaged=visible)
 
 # %% ../../nbs/59_masking.ipynb #captions
 class Captions:
@@ -109,7 +106,7 @@ class Captions:
 # %% ../../nbs/59_masking.ipynb #contents
 def contents(examples, rows, features) -> torch.Tensor:
     "What is asked of each region: its class distribution (N, R, C), or its row of unmasked `features` (N, R, D)."
-    if examples.masking.region_target != "classes": return features
+    if examples.masking.region_target != "classes": return features.float()
     stored = [examples.sources.detected[examples.images[row][0]].class_probs for row in rows]
     probs = F.pad(pad([each.astype(np.float32) for each in stored])[0], (0, 0, 1, 0))
     return probs / probs.sum(-1, keepdim=True).clamp(min=1e-6)
@@ -153,7 +150,7 @@ def masked_images(examples, batch, rngs) -> dict[str, torch.Tensor]:
     boxes = [spatials[1:n, :4] for spatials, n in zip(batch.spatials.numpy(), batch.region_counts.tolist())]
     masks = [mask_regions(of_image, rng, fraction, overlap) for of_image, rng in zip(boxes, rngs)]
     asked, hidden = (F.pad(pad(mask)[0], (1, 0)) for mask in zip(*masks))
-    return dict(features=hide(batch.features, hidden, batch.region_mask), regions=asked)
+    return hide(batch, hidden) | dict(regions=asked)
 
 # %% ../../nbs/59_masking.ipynb #captionpairs
 class CaptionPairs(Examples):
@@ -164,9 +161,9 @@ class CaptionPairs(Examples):
         super().__init__("pretraining", frame, sources)
         self.masking, self.captions = masking, Captions([key for (key,) in self.images], self.tokens)
 
-    def batch(self, rows, rng=None) -> PretrainingBatch:
-        "Rows of the frame -> the batch. Without a generator, as in validation, each row draws from one of its own."
-        masking, rngs = self.masking, [rng or np.random.default_rng(row) for row in rows]
+    def batch(self, rows, rngs=np.random.default_rng) -> PretrainingBatch:
+        "Rows of the frame -> the batch. Each row draws from a generator of its own, that `rngs` makes of its number."
+        masking, rngs = self.masking, [rngs(row) for row in rows]
         captions = [self.captions.draw(row, own, masking.mismatched) for row, own in zip(rows, rngs)]
         plain = self.pairs(captions, [self.images[row][0] for row in rows])
         parts = masked_texts(self, captions, rngs) | masked_images(self, plain, rngs)
@@ -175,7 +172,7 @@ class CaptionPairs(Examples):
                                  contents=contents(self, rows, plain.features))
         if not masking.mismatched_masks: batch.words[wrong], batch.regions[wrong] = -1, False
         if masking.region_target == "contrast":
-            add_negatives(batch, masking.negatives, rng or np.random.default_rng(rows))
+            add_negatives(batch, masking.negatives, rngs[0])
         return batch
 
 def add_negatives(batch, count, rng):

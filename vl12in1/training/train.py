@@ -55,7 +55,7 @@ def identity(entry, settings, begin, machine, inputs) -> dict[str, str]:
     """Fingerprint of everything that can change weights: what is trained (`entry`) and with which `settings` (fields of
     `TrainingConfig`), the folder of the weights it begins with, the machine's arithmetic, and `inputs`, name -> path."""
     settings = {name: value for name, value in settings.items() if name != "checkpoint_every"}  # which changes no weight
-    arithmetic = dict(device=machine.device, bfloat16=machine.bfloat16)
+    arithmetic = dict(device=machine.device, precision=machine.precision)
     return fingerprint(entry=entry, settings=settings, weights=begin, machine=arithmetic, torch=torch.__version__, **inputs)
 
 def identity_of(run, tasks, seed, training, begin, followed, machine, root) -> dict[str, str]:

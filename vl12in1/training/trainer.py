@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 from ..examples.batches import Examples
 from ..model import PRESETS, CheckpointError, TwelveInOne, parameter_groups
-from ..model.interface import method_of
+from ..model.interface import method_of, split
 from ..model.saving import Assets
 from ..tasks import TASKS, TRAINABLE
 from .balancing import InTurn, ScaledLosses
 from .evaluation import head_scores
-from .feed import TrainingBatches, stream
-from .machine import Machine
+from .feed import Readers, TrainingBatches, generator
+from .machine import Machine, ScaledSteps
 from .schedules import linear_warmup
 
 # %% ../../nbs/57_trainer.ipynb #trainingconfig
@@ -151,12 +151,14 @@ class Trainer:
         self.model, self.feeds, self.schedule, self.config = model, feeds, schedule, config
         self.folder, self.identity = Path(folder), identity or {}
         for feed in feeds.values(): model.assets = assets_of(feed.train.examples, model.assets)
+        model.encoder.recompute = self.machine.recompute
         self.step = TrainingStep(model, losses or ScaledLosses(feeds)).to(self.machine.device)
         self.gradients = gradients or InTurn()
         groups = parameter_groups(model, config.encoder_rate(feeds), config.head_learning_rate, config.weight_decay)
         weights = list(self.step.balance.parameters())
         if weights: groups.append(dict(params=weights, lr=config.head_learning_rate, weight_decay=0.))
         self.optimizer = torch.optim.AdamW(groups, betas=(.9, config.beta2), eps=config.epsilon, fused=True)
+        self.scaled = ScaledSteps(self.optimizer, self.machine)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.iteration, self.history = 0, []
         self.steps, self.losses = dict.fromkeys(feeds, 0), {task: [0., 0] for task in feeds}
@@ -166,20 +168,25 @@ class Trainer:
 def run(self) -> pd.DataFrame:
     "Train to the end, from the last checkpoint if there is one. The history: a row for each validation of a task."
     self.resume()
-    total = self.config.iterations
-    streams = {task: stream(feed.train, self.steps[task], self.machine.workers) for task, feed in self.feeds.items()}
-    name = "+".join(self.feeds)[:40]
-    for iteration in tqdm(range(self.iteration, total), initial=self.iteration, total=total, desc=name, mininterval=5):
-        self.iterate(iteration, streams)
-        if self.iteration % self.config.checkpoint_every == 0 or self.iteration == total: self.save()
+    total, machine = self.config.iterations, self.machine
+    sequences = {task: feed.train for task, feed in self.feeds.items()}
+    progress = tqdm(range(self.iteration, total), initial=self.iteration, total=total, desc="+".join(self.feeds)[:40], mininterval=5,
+                    disable=not machine.processes.writes)
+    with Readers(sequences, self.steps, machine.readers, machine.device != "cpu", machine.processes) as readers:
+        for iteration in progress:
+            self.iterate(iteration, readers)
+            if self.iteration % self.config.checkpoint_every == 0 or self.iteration == total: self.save()
+            progress.set_postfix(waiting=f"{readers.waited / max(progress.format_dict['elapsed'], 1e-9):.1%}", refresh=False)
     return pd.DataFrame(self.history)
 
 @method_of(Trainer)
-def iterate(self, iteration, streams):
-    "One iteration: a step of each task that the schedule names, with the next batch of its stream, then validation."
+def iterate(self, iteration, readers):
+    "One iteration: a step of each task that the schedule names, with its next batch, then validation."
+    self.seed_dropout(iteration)
     self.set_rates(linear_warmup(iteration, self.config.iterations, self.config.warmup))
-    for task in self.schedule.tasks_at(iteration): self.descend(task, next(streams[task]))
-    self.gradients.end(self.optimizer)
+    tasks = list(self.schedule.tasks_at(iteration))
+    for place, task in enumerate(tasks): self.descend(task, readers.take(task, (tasks[place + 1:] + tasks)[:AHEAD]))
+    self.gradients.end(self.scaled, self.add_up)
     self.iteration = iteration + 1
     self.validate()
 
@@ -189,14 +196,26 @@ def set_rates(self, factor):
     "Learning rates of this iteration: those of the configuration times `factor`."
     for group, rate in zip(self.optimizer.param_groups, self.rates): group["lr"] = rate * factor
 
+# %% ../../nbs/57_trainer.ipynb #57add002
+AHEAD = 3  # batches that are read ahead
+
+@method_of(Trainer)
+def add_up(self, parameters):
+    "Replace the gradients of those parameters that have one by their sums over all processes."
+    self.machine.processes.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
+
 @method_of(Trainer)
 def descend(self, task, batch):
     "The gradient of one batch of one task, and what is to become of it."
     self.step.train()
-    with self.machine.autocast(): weighed, loss = self.step(batch.to(self.machine.device))
-    weighed.backward()
-    self.gradients.add(self.optimizer)
-    self.count(task, loss.item())
+    total = torch.zeros((), device=self.machine.device)
+    for part in split(batch, self.machine.pairs):
+        with self.machine.autocast(): weighed, loss = self.step(part.to(self.machine.device))
+        self.scaled.scale(weighed * part.weight).backward()
+        total += loss * part.weight
+    self.gradients.add(self.scaled, self.add_up)
+    self.machine.processes.add_up([total])
+    self.count(task, total.item())
 
 # %% ../../nbs/57_trainer.ipynb #count
 @method_of(Trainer)
@@ -235,14 +254,11 @@ def validate(self):
                                  loss=total / max(n, 1), score=score, stopped=self.schedule.stopped(task)))
 
 # %% ../../nbs/57_trainer.ipynb #random-state
-def random_state(machine) -> list[torch.Tensor]:
-    "State of the generators that dropout draws from: the processor's and, if it is used, the accelerator's."
-    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if machine.device == "cuda" else [])
-
-def restore_random(states, machine):
-    "Put back what `random_state` returned. A run that goes on where there is no accelerator needs the processor's only."
-    setters = [torch.set_rng_state] + ([torch.cuda.set_rng_state] if machine.device == "cuda" else [])
-    for restore, state in zip(setters, states): restore(state.cpu())
+@method_of(Trainer)
+def seed_dropout(self, iteration):
+    "Have PyTorch's generators draw what belongs to this iteration of this process."
+    own = generator(self.config.seed, "dropout", iteration, self.machine.processes.rank)
+    torch.manual_seed(int(own.integers(2 ** 63)))
 
 # %% ../../nbs/57_trainer.ipynb #e5700010
 COUNTS = ("iteration", "steps", "losses", "history")  # attributes of the trainer that a checkpoint keeps as they are
@@ -250,26 +266,26 @@ COUNTS = ("iteration", "steps", "losses", "history")  # attributes of the traine
 @method_of(Trainer)
 def parts(self) -> dict:
     "What has a state of its own, by its name in the checkpoint."
-    return dict(model=self.model, balance=self.step.balance, optimizer=self.optimizer, schedule=self.schedule)
+    return dict(model=self.model, balance=self.step.balance, optimizer=self.optimizer, scaled=self.scaled.scaler, schedule=self.schedule)
 
 @method_of(Trainer)
 def state(self) -> dict:
     "All that a run has to know to go on: numbers, plain containers and tensors."
     counts = {name: getattr(self, name) for name in COUNTS}
     states = {name: part.state_dict() for name, part in self.parts().items()}
-    return dict(identity=self.identity, random=random_state(self.machine), **counts, **states)
+    return dict(identity=self.identity, **counts, **states)
 
 @method_of(Trainer)
 def restore(self, state):
     "Put back everything that `state()` returned."
     for name in COUNTS: setattr(self, name, state[name])
     for name, part in self.parts().items(): part.load_state_dict(state[name])
-    restore_random(state["random"], self.machine)
 
 # %% ../../nbs/57_trainer.ipynb #e5700012
 @method_of(Trainer)
 def save(self):
     "Write the checkpoint, in one move."
+    if not self.machine.processes.writes: return
     path = self.folder / "checkpoint.pt"
     self.folder.mkdir(parents=True, exist_ok=True)
     torch.save(self.state(), path.with_suffix(".part"))
@@ -293,7 +309,7 @@ def differing(then, now) -> list[str]:
     return sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
 
 # %% ../../nbs/57_trainer.ipynb #e5700013
-KEPT = (*COUNTS, "identity", "random", "model", "balance", "optimizer", "schedule")
+KEPT = (*COUNTS, "identity", "model", "balance", "optimizer", "scaled", "schedule")
 
 def _reason(error) -> str:
     "The first line of an error's message, or its kind."
