@@ -1,42 +1,24 @@
 """The encoder against the same sums without any short cut: all positions of all layers on padded grids, attention written out."""
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, strategies as st
 from torch.nn import functional as F
-from vl12in1.model import Batch, TwelveInOne, ViLBERTConfig
+from vl12in1.model import Batch, Pretraining, TwelveInOne, ViLBERTConfig
 from vl12in1.model.blocks import Layout, Stream, attend, attend_few, attend_first, shortest
 from vl12in1.model.interface import FIRST, REGIONS, WHOLE, written_out
 from vl12in1.model.layers import LAYERS, needed
 from vl12in1.tasks import TASKS
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import plain  # noqa: E402
+
 SIZES = dict(task_tokens=tuple((task,) for task in TASKS), dropout=0.)
 CONFIG = ViLBERTConfig.miniature(**SIZES)
 WIDE = ViLBERTConfig.miniature(**SIZES, co_heads=1)  # as wide for each head as it takes for the way of few keys
-
-
-def plain_attention(block, x, key, value, mask):
-    query = block.qkv(x).chunk(3, -1)[0]
-    query, key, value = (part.unflatten(-1, (block.heads, -1)).transpose(1, 2) for part in (query, key, value))
-    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** .5 + (~mask)[:, None, None] * -1e4
-    return block.attention_out((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
-
-
-def plain_encoder(encoder, batch):
-    "(text, image, pooled) of a batch; nothing is left out, and padding is computed like everything else."
-    masks = {"text": F.pad(batch.text_mask, (1, 0), value=True), "image": batch.region_mask}
-    streams = {"text": encoder.text_embeddings(batch.tokens, batch.task_row, batch.segments),
-               "image": encoder.image_embeddings(batch.features, batch.spatials)}
-    for kind, number in encoder.order:
-        blocks, before = encoder.blocks(kind, number), dict(streams)
-        for asks, asked in LAYERS[kind].items():
-            _, key, value = blocks[asked].qkv(before[asked]).chunk(3, -1)
-            x, block = before[asks], blocks[asks]
-            x = block.attention_norm(x + plain_attention(block, x, key, value, masks[asked]))
-            streams[asks] = block.feed_forward_norm(x + block.feed_forward_out(F.gelu(block.feed_forward_in(x))))
-    text, image = encoder.text_pooler(streams["text"][:, 0]).relu(), encoder.image_pooler(streams["image"][:, 0]).relu()
-    return streams["text"], streams["image"], text * image
 
 
 def make(config=CONFIG):
@@ -60,29 +42,28 @@ lengths = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 30)), min_size=1,
 def test_outputs_are_those_of_the_plain_sums(config, lengths, longer):
     encoder = make(config).encoder
     batch = encoder.prepared(batch_of(*zip(*lengths), longer=longer))
-    with torch.no_grad(): (text, image, pooled), ours = plain_encoder(encoder, batch), encoder(batch)
+    with torch.no_grad(): expected, ours = plain.encode(encoder, batch), encoder(batch)
     words, regions = F.pad(batch.text_mask, (1, 0), value=True), batch.region_mask
-    torch.testing.assert_close(ours.text[words], text[words], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.image[regions], image[regions], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(ours.pooled, pooled, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.text[words], expected.text[words], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.image[regions], expected.image[regions], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.pooled, expected.pooled, rtol=1e-5, atol=1e-5)
     assert not ours.text[~words].any() and not ours.image[~regions].any()
 
 
 @pytest.mark.parametrize("config", [CONFIG, WIDE])
-@pytest.mark.parametrize("wanted, place", [(FIRST, 2), (REGIONS, 1)])
-def test_gradients_are_those_of_the_plain_sums(config, wanted, place):
+@pytest.mark.parametrize("wanted, read", [(FIRST, "pooled"), (REGIONS, "image")])
+def test_gradients_are_those_of_the_plain_sums(config, wanted, read):
     "Of every parameter that what is wanted depends on; the others get none."
     model = make(config)
     batch = model.encoder.prepared(batch_of([7, 3, 5], [30, 12, 21]))
-    expected = plain_encoder(model.encoder, batch)[place]
+    expected = getattr(plain.encode(model.encoder, batch), read)
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
-    if place == 1: weights[~batch.region_mask] = 0
+    if wanted == REGIONS: weights[~batch.region_mask] = 0
     names, parameters = zip(*model.encoder.named_parameters())
-    plain = torch.autograd.grad((expected * weights).sum(), parameters, allow_unused=True)
-    encoded = model.encoder(batch, wanted)
-    ours = torch.autograd.grad(((encoded.pooled if place == 2 else encoded.image) * weights).sum(), parameters, allow_unused=True)
-    largest = max(gradient.abs().max() for gradient in plain if gradient is not None)
-    for name, gradient, own in zip(names, plain, ours):
+    by_plain = torch.autograd.grad((expected * weights).sum(), parameters, allow_unused=True)
+    ours = torch.autograd.grad((getattr(model.encoder(batch, wanted), read) * weights).sum(), parameters, allow_unused=True)
+    largest = max(gradient.abs().max() for gradient in by_plain if gradient is not None)
+    for name, gradient, own in zip(names, by_plain, ours):
         nothing = own is None or gradient is None
         if nothing: assert (own is None or not own.any()) and (gradient is None or not gradient.any()), name
         else: torch.testing.assert_close(own, gradient, rtol=1e-4, atol=1e-6 * largest.item(), msg=lambda text: f"{name}: {text}")
@@ -115,6 +96,21 @@ def test_needed_layers_are_those_that_matter(kinds, wanted):
         for name in changed: assert there[LAYERS[kind][name]] == "all"
         there |= changed
     assert all(there[name] == "all" for name, extent in wanted.items() if extent == "all")
+
+
+@pytest.mark.parametrize("task", ["vqa", "coco_retrieval", "refcoco", "nlvr2", "snli_ve"])
+def test_logits_are_those_of_the_plain_computation_with_all_heads(task):
+    model = make().eval()
+    batch = batch_of([7, 3, 5, 4], [30, 12, 21, 5], task)
+    with torch.no_grad(): expected, ours = plain.Plain(model, Pretraining(CONFIG, classes=9)).eval()(batch), model(batch)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_ranking_is_that_of_the_published_fast_mode():
+    model, text, images = make(WIDE).eval(), batch_of([7], [1], "coco_retrieval"), batch_of([1, 1, 1], [30, 12, 21])
+    crossed = replace(text, features=images.features, spatials=images.spatials, region_counts=images.region_counts, crossed=True)
+    with torch.no_grad(): expected, ours = plain.Plain(model, Pretraining(WIDE, classes=9)).eval().rank(crossed), model(crossed)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_of_attention_weights_is_on_average_nothing():

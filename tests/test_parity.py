@@ -4,6 +4,7 @@
 weights are read by `read_published`. Its batches mix tasks, ours do not: the task model gets every row as a batch of
 its own task. What stands at padded positions means nothing and is not compared.
 """
+import sys
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from vl12in1.model import Batch, Encoded, Pretraining, PretrainingBatch, paramet
 from vl12in1.model.checkpoints import read_published
 from vl12in1.model.names import published_modules
 from vl12in1.model.pretraining import contrast_loss
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import plain  # noqa: E402
 
 PARITY = Path(__file__).parent / "parity"
 FIXTURES = ["vilbert_small", "vilbert_sum", "vilbert_one", "vilbert_nce"]
@@ -232,3 +236,16 @@ def test_nothing_is_left_out(name):
     outputs = {key for key in f.published if key.startswith(("out.", "attn.", "grad.", "pretrain.out."))}
     assert set(table) == outputs - {"out.linguisic_logit", "pretrain.out.region_nce_scores"}
     assert max(table.values()) < TOLERANCE
+
+
+# ---- what speed is measured against
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_the_plain_computation_is_the_published_one(name):
+    f = fixture(name)
+    for row, task in enumerate(f.inputs("task_ids")):
+        batch = f.batch(f.model.config.task_tokens[task][0], slice(row, row + 1))
+        with torch.no_grad(): encoded = plain.encode(f.model.encoder.eval(), batch)
+        for ours, theirs in ((encoded.pooled_text, "pooled_text"), (encoded.pooled_image, "pooled_image")):
+            expected = f.published[f"out.{theirs}"][row:row + 1]
+            assert (ours - expected).abs().max() <= TOLERANCE * expected.abs().max()

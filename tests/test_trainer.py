@@ -82,11 +82,14 @@ def test_training_learns(tmp_path):
     assert np.mean(losses[-5:]) < .8 * np.mean(losses[:5])
 
 
-def test_batches_read_ahead_by_a_worker_are_the_same(tmp_path):
-    from vl12in1.training.feed import stream
-    batches = toy.trainer(tmp_path).feeds["refcoco"].train
-    ahead = stream(batches, start=2, workers=1)
-    for i in (2, 3): assert torch.equal(next(ahead).features, batches[i].features)
+@pytest.mark.parametrize("threads", [0, 2])
+def test_batches_read_ahead_are_the_same(tmp_path, threads):
+    from vl12in1.training.feed import Readers
+    sequences = {task: feed.train for task, feed in toy.trainer(tmp_path).feeds.items()}
+    with Readers(sequences, dict(vqa=0, refcoco=2, snli_ve=5), threads) as readers:
+        for task, i in (("refcoco", 2), ("vqa", 0), ("refcoco", 3), ("refcoco", 4), ("snli_ve", 5), ("vqa", 1)):
+            batch = readers.take(task, ["snli_ve", "refcoco", "refcoco"])
+            assert torch.equal(batch.features, sequences[task][i].features) and torch.equal(batch.tokens, sequences[task][i].tokens)
 
 
 def test_validation_sees_no_training_example(tmp_path):

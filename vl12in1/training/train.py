@@ -21,6 +21,7 @@ from ..examples.stored import read_frames
 from ..model import TwelveInOne
 from ..tasks import TASKS
 from .machine import Machine
+from .processes import Processes
 from .runs import (Run, config_of, easiest_first, make_trainer, parameters_used, parent, read_examples, read_grid,
                                    run_of, weights)
 from .trainer import Trainer, fingerprint
@@ -126,7 +127,7 @@ def train_model(job, model, tasks, seed) -> dict:
     "Train one model of a run, write its weights, and return what is to be said of it."
     trainer = trainer_of(job, model, tasks, seed)
     history = trainer.run()
-    trainer.model.save_pretrained(job.folder("models", model, seed))
+    if trainer.machine.processes.writes: trainer.model.save_pretrained(job.folder("models", model, seed))
     return dict(model=model, seed=seed, tasks=tasks, parameters=parameters_used(trainer.model, tasks),
                 iterations=trainer.config.iterations, steps=dict(trainer.steps), checkpoint="last",
                 validation=history.groupby("task", sort=False).score.last().to_dict(), history=history.round(6).to_dict("records"))
@@ -140,14 +141,18 @@ def record_of(job, trained) -> dict:
 
 def train_run(name, study, root) -> dict:
     """Train the models of the entry `name` of the grid; `study` is what `settings()` returns, `root` the study's folder.
-    Leaves weights in `runs/<name>/models` and returns the record that it writes to `reports/runs/<name>.json`."""
-    job = Job.open(name, study, root)
+    Leaves weights in `runs/<name>/models` and returns the record that it writes to `reports/runs/<name>.json`. Of several processes
+    one writes."""
+    job, processes = Job.open(name, study, root), Processes.join()
     folder, report = job.root / "runs" / name, job.root / f"reports/runs/{name}.json"
-    shutil.rmtree(folder / "models", ignore_errors=True)
-    (folder / "models").mkdir(parents=True)  # a stage's output, even if no task is there
+    if processes.writes:
+        shutil.rmtree(folder / "models", ignore_errors=True)
+        (folder / "models").mkdir(parents=True)  # a stage's output, even if no task is there
     models = models_of(job.run, job.examples, study["seeds"][job.run.seeds])
     record = record_of(job, [train_model(job, *model) for model in models])
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(record, indent=1) + "\n")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    processes.wait()
+    if processes.writes:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(json.dumps(record, indent=1) + "\n")
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return record

@@ -1,0 +1,97 @@
+"""Two processes train one model: as one does, and if one of them dies both end."""
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+HERE = Path(__file__)
+TASKS = ("coco_retrieval", "refcoco", "snli_ve", "vqa")
+
+
+def run(folder, gradients="in_turn", iterations=12, die_at=-1):
+    "In each process: train the toy with dropout off and keep weights and history; the second process kills itself in that iteration."
+    import toy
+    from vl12in1.model import TwelveInOne
+    from vl12in1.training.balancing import GRADIENTS
+    from vl12in1.training.machine import Machine
+    from vl12in1.training.schedules import DynamicStopAndGo, RoundRobin
+    from vl12in1.training.trainer import Feed, Trainer, TrainingConfig
+    folder, machine = Path(folder), Machine.auto(device="cpu")
+    torch.set_num_threads(1)
+    if machine.processes.writes: toy.sources(folder)
+    machine.processes.wait()
+    made = toy.trainer(folder, tasks=("refcoco", "snli_ve", "vqa"))
+    data, sources = toy.frames(toy.sources(folder)), toy.sources(folder)
+    data["coco_retrieval"] = {split: frame[["uid", "images", "text"]] for split, frame in data["vqa"].items()}
+    config = TrainingConfig(iterations, 1e-3, 1e-3, batch_fraction=1 / 32, batch_minimum=3, validate_every=.3, checkpoint_every=4)
+    torch.manual_seed(0)
+    model = TwelveInOne(replace(made.model.config, dropout=0., attention_dropout=0., task_tokens=tuple((task,) for task in TASKS)),
+                        made.model.vocabularies)
+    feeds = {task: Feed.of(task, data[task], sources, config) for task in TASKS}
+    schedule = DynamicStopAndGo(RoundRobin(TASKS), gap=3, threshold=.05)
+    trainer = Trainer(model, feeds, schedule, config, folder / "run", machine=machine, gradients=GRADIENTS[gradients](model))
+    descend = trainer.descend
+
+    def fatal(*arguments):
+        if trainer.iteration == die_at and machine.processes.rank == 1: os.kill(os.getpid(), signal.SIGKILL)
+        descend(*arguments)
+    trainer.descend = fatal
+    trainer.run()
+    if machine.processes.writes:
+        (folder / "history.json").write_text(json.dumps(trainer.history))
+        torch.save(model.state_dict(), folder / "weights.pt")
+
+
+def start(folder, processes, gradients="in_turn", iterations=12, die_at=-1):
+    "The finished program of so many processes."
+    command = [sys.executable, str(HERE), str(folder), gradients, str(iterations), str(die_at)]
+    if processes > 1: command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(HERE.parents[1]), str(HERE.parent)]), OMP_NUM_THREADS="1")
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parents[1], timeout=300)
+
+
+def results(folder):
+    return pd.DataFrame(json.loads((folder / "history.json").read_text())), torch.load(folder / "weights.pt", weights_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradients", ["in_turn", "sum", "pcgrad"])
+def test_two_processes_do_what_one_does(tmp_path, gradients):
+    "At the same batches, of which two have an odd number of examples: losses to 1e-5, and the same decisions."
+    for processes in (1, 2):
+        done = start(tmp_path / str(processes), processes, gradients)
+        assert done.returncode == 0, done.stderr[-3000:]
+    (one, weights), (two, others) = results(tmp_path / "1"), results(tmp_path / "2")
+    exact = ["iteration", "task", "steps", "score", "stopped"]
+    assert one[exact].equals(two[exact]) and one.stopped.any()
+    assert (one.loss - two.loss).abs().max() <= 1e-5 * one.loss.max()
+    for name in weights: torch.testing.assert_close(others[name], weights[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_if_one_process_dies_the_job_ends_with_one_line_and_goes_on_when_started_again(tmp_path):
+    whole = start(tmp_path / "whole", 2)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    died = start(tmp_path / "died", 2, die_at=6)
+    assert died.returncode != 0 and not (tmp_path / "died/history.json").exists()
+    lines = [line for line in died.stderr.splitlines() if "another process of this job has ended" in line]
+    assert len(lines) <= 1 and "Traceback" not in "".join(lines)
+    again = start(tmp_path / "died", 2)
+    assert again.returncode == 0, again.stderr[-3000:]
+    (history, weights), (expected, others) = results(tmp_path / "died"), results(tmp_path / "whole")
+    assert history.equals(expected)
+    for name in weights: assert torch.equal(weights[name], others[name]), name
+
+
+if __name__ == "__main__":
+    folder, gradients, iterations, die_at = sys.argv[1:]
+    from vl12in1.training.processes import ProcessLost
+    try: run(folder, gradients, int(iterations), int(die_at))
+    except ProcessLost as error: sys.exit(str(error))
