@@ -13,18 +13,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from vl12in1.examples.batches import Examples, Sources  # noqa: E402
-from vl12in1.examples.text import SPECIAL, AnswerVocabulary, Tokenizer  # noqa: E402
-from vl12in1.model import HEADS, Batch  # noqa: E402
+from random_corpora import random_frame, random_sources  # noqa: E402
+from vl12in1.examples.batches import Examples  # noqa: E402
+from vl12in1.model import Batch  # noqa: E402
 from vl12in1.model.checkpoints import read_published  # noqa: E402
-from vl12in1.regions import Regions  # noqa: E402
 from vl12in1.tasks import TASKS  # noqa: E402
 from vl12in1.training.machine import Machine  # noqa: E402
 from vl12in1.training.schedules import RoundRobin  # noqa: E402
@@ -63,35 +61,6 @@ def parity(folder, machine) -> float:
 
 
 # --- twelve tasks of the paper's size
-
-class RandomRegions(dict):
-    "A few pictures of 100 random regions each; what a region store is to the library."
-    manifest = {"feature_dim": 2048}
-
-
-def random_sources(rng, pictures=64) -> Sources:
-    "Regions, 30,522 word pieces, 3,129 and 1,533 answers."
-    regions = RandomRegions()
-    for number in range(pictures):
-        corners = rng.uniform(0, 300, (100, 2))
-        boxes = np.concatenate([corners, corners + rng.uniform(20, 300, (100, 2))], axis=1).astype("float32")
-        regions[f"coco:{number}"] = Regions(rng.normal(size=(100, 2048)).astype("float16"), boxes, 640, 640, None)
-    answers = {name: AnswerVocabulary([f"answer{i}" for i in range(size)]) for name, size in (("vqa", 3129), ("gqa", 1533))}
-    words = [*SPECIAL, *(f"word{i}" for i in range(30522 - len(SPECIAL)))]
-    return Sources(regions, regions, Tokenizer(words), answers)
-
-
-def random_frame(task, sources, rng, examples) -> pd.DataFrame:
-    "Examples with texts of full length and the first form of the target columns of the task's head."
-    head, keys = HEADS[task.head], list(sources.detected)
-    images = [tuple(rng.choice(keys, head.images)) for _ in range(examples)]
-    texts = [" ".join(f"word{i}" for i in rng.integers(30000, size=task.text_length)) for _ in range(examples)]
-    boxes = [tuple(sources.detected[key].boxes[0] / 640) for key, *_ in images]
-    targets = dict(answers=[(f"answer{i}",) * 10 for i in rng.integers(1500, size=examples)], box=boxes,
-                   label=rng.integers(2, size=examples))
-    columns = {name: targets[name] for name in head.columns[0]}
-    return pd.DataFrame(dict(uid=[str(i) for i in range(examples)], images=images, text=texts) | columns)
-
 
 def sizes(batch) -> dict:
     return dict(rows=len(batch.tokens), words=batch.tokens.shape[1], regions=batch.features.shape[1])

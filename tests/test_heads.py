@@ -20,7 +20,7 @@ def shared(tmp_path_factory): return toy.sources(tmp_path_factory.mktemp("toy"))
 
 
 def batch_of(task, frame, shared, training):
-    return Examples(task, frame, shared).batch(range(len(frame)), np.random.default_rng(0) if training else None)
+    return Examples(task, frame, shared).batch(range(len(frame)), np.random.default_rng if training else None)
 
 
 # ---- what a choice is judged by

@@ -20,13 +20,14 @@ def run(folder, gradients="in_turn", iterations=12, die_at=-1):
     import toy
     from vl12in1.model import TwelveInOne
     from vl12in1.training.balancing import GRADIENTS
+    from vl12in1.processes import wait
     from vl12in1.training.machine import Machine
     from vl12in1.training.schedules import DynamicStopAndGo, RoundRobin
     from vl12in1.training.trainer import Feed, Trainer, TrainingConfig
     folder, machine = Path(folder), Machine.auto(device="cpu")
     torch.set_num_threads(1)
     if machine.processes.writes: toy.sources(folder)
-    machine.processes.wait()
+    wait(machine.processes)
     made = toy.trainer(folder, tasks=("refcoco", "snli_ve", "vqa"))
     data, sources = toy.frames(toy.sources(folder)), toy.sources(folder)
     data["coco_retrieval"] = {split: frame[["uid", "images", "text"]] for split, frame in data["vqa"].items()}
@@ -92,6 +93,6 @@ def test_if_one_process_dies_the_job_ends_with_one_line_and_goes_on_when_started
 
 if __name__ == "__main__":
     folder, gradients, iterations, die_at = sys.argv[1:]
-    from vl12in1.training.processes import ProcessLost
+    from vl12in1.processes import ProcessLost
     try: run(folder, gradients, int(iterations), int(die_at))
     except ProcessLost as error: sys.exit(str(error))

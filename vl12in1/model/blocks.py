@@ -19,19 +19,20 @@ from .interface import mask_of, method_of
 class Layout:
     """Where the positions of a stream lie: as rows, end to end (P, …), or on a grid (N, L, …), padded at the end.
 
-    - `lengths`: (N,) int64, positions of each text or image
+    - `lengths`: (N,) int64, positions of each text or image, one at least: somebody may ask for the first
     - `mask`: (N, L) bool, True where the grid has something
     """
 
-    def __init__(self, lengths, longest: int):
-        "`longest`: L. Even an empty text has its first position: somebody may ask for it."
-        self.lengths = lengths.clamp(min=1)
-        self.longest, self.mask = longest, mask_of(self.lengths, longest)
+    def __init__(self, lengths, longest: int, count: int | None = None):
+        "`longest`: L; `count`: P, if it is known."
+        self.lengths, self.longest, self.count = lengths, longest, count
+        self.mask = mask_of(self.lengths, longest)
 
     @cached_property
     def places(self) -> torch.Tensor:
         "(P,) int64: number of the place on the grid, counted line by line, of each row."
-        return self.mask.flatten().nonzero()[:, 0]
+        if self.count is None: return self.mask.flatten().nonzero()[:, 0]
+        return self.mask.flatten().argsort(descending=True, stable=True)[:self.count]  # does not wait for an accelerator
 
     def rows(self, grid) -> torch.Tensor:
         "(N, L, …) -> (P, …)."

@@ -45,6 +45,7 @@ class Batch:
     - `averaged`: (N, R) bool, of which rows row 0 of the features is the mean; None: it is there already
     - `crossed`: each of N texts makes a pair with each of M images, text by text; else row n with row n
     - `weight`: fraction that the rows are of those of which one step is made
+    - `word_count`, `region_count`: word pieces of all texts, regions of all images; None: nobody has counted them yet
     - `task_row`: () int64 row of the model's table of task tokens; the model sets it
     """
     task: str
@@ -59,6 +60,8 @@ class Batch:
     averaged: torch.Tensor | None = None
     crossed: bool = False
     weight: float = 1.
+    word_count: int | None = None
+    region_count: int | None = None
     task_row: torch.Tensor | None = None
 
     @property
@@ -82,7 +85,10 @@ class Batch:
         return {name: value for name, value in values.items() if torch.is_tensor(value)}
 
     def to(self, device) -> "Batch":
-        "The same batch with every tensor on `device`; of pinned memory the copy goes on while others work."
+        """The same batch with every tensor on `device`; of pinned memory the copy goes on while others work. Positions are counted before:
+        later it would take a wait for the accelerator."""
+        if self.word_count is None and self.tokens.device.type == "cpu":
+            self = replace(self, word_count=int(self.text_lengths.sum()), region_count=int(self.region_counts.sum()))
         return replace(self, **{name: tensor.to(device, non_blocking=tensor.is_pinned()) for name, tensor in self.tensors().items()})
 
     def pinned(self) -> "Batch":
@@ -110,7 +116,7 @@ def split(batch: Batch, pairs: int | None) -> list[Batch]:
         count = min(size, examples - first)
         own = {name: tensor[first * len(tensor) // examples:(first + count) * len(tensor) // examples]
                for name, tensor in batch.tensors().items() if tensor.dim()}
-        parts.append(replace(batch, weight=batch.weight * count / examples, **own))
+        parts.append(replace(batch, weight=batch.weight * count / examples, word_count=None, region_count=None, **own))
     return parts
 
 # %% ../../nbs/40_interface.ipynb #b5f168fd
@@ -120,7 +126,7 @@ def written_out(batch: Batch) -> Batch:
     rows = dict.fromkeys(("tokens", "text_lengths", "segments"), texts.repeat_interleave(len(images)))
     rows |= dict.fromkeys(("features", "spatials", "region_counts", "averaged"), images.repeat(len(texts)))
     pairs = {name: tensor[rows[name]] for name, tensor in batch.tensors().items() if name in rows}
-    return replace(batch, crossed=False, **pairs)
+    return replace(batch, crossed=False, word_count=None, region_count=None, **pairs)
 
 # %% ../../nbs/40_interface.ipynb #wanted
 WHOLE = {"text": "all", "image": "all"}      # what is wanted of an encoder: stream -> which of its positions

@@ -59,8 +59,10 @@ class BlockEncoder(Encoder):
     def layouts(self, batch) -> dict[str, Layout]:
         "Where the positions of each stream lie; the text has a place for the task token, if there is one."
         token = int(bool(self.config.task_tokens))
-        return {"text": Layout(batch.text_lengths + token, batch.tokens.shape[1] + token),
-                "image": Layout(batch.region_counts, batch.features.shape[1])}
+        words, regions = (batch.text_lengths + token).clamp(min=1), batch.region_counts.clamp(min=1)
+        word_count = None if batch.word_count is None else batch.word_count + token * len(batch.tokens)
+        return {"text": Layout(words, batch.tokens.shape[1] + token, word_count),
+                "image": Layout(regions, batch.features.shape[1], batch.region_count)}
 
     def run(self, layers, streams, maps=None, seen=None) -> dict[str, Stream]:
         "The streams after some `needed` layers; `maps` and `seen`, if there are any, are added to."

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..answers import normalise_answer, vqa_accuracy
+from ..processes import gather
 
 # %% ../../nbs/56_evaluation.ipynb #e5a10004
 # Both are written in `vl12in1.answers`; code that imports them from here goes on working.
@@ -31,5 +32,5 @@ def head_scores(model, examples, machine, batch_size: int = 256) -> np.ndarray:
     batches = examples.batches(batch_size, slice(rank, None, world))
     own = [(rows, head.scores(logits, batch).cpu()) for rows, batch, logits in outputs(model, batches, machine)]
     scores = torch.empty(len(examples))
-    for rows, of_rows in sum(machine.processes.gather(own), []): scores[rows] = of_rows
+    for rows, of_rows in sum(gather(own, machine.processes), []): scores[rows] = of_rows
     return scores.double().numpy()

@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from ..model.interface import method_of
-from .processes import Processes
+from ..processes import Processes
 
 # %% ../../nbs/55_feed.ipynb #generator
 def generator(seed, name, *numbers) -> np.random.Generator:

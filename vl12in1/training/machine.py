@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .processes import Processes
+from ..processes import Processes
 
 # %% ../../nbs/54_machine.ipynb #03e84e09
 PRECISIONS = {"float32": torch.float32, "tfloat32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

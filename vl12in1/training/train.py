@@ -21,7 +21,7 @@ from ..examples.stored import read_frames
 from ..model import TwelveInOne
 from ..tasks import TASKS
 from .machine import Machine
-from .processes import Processes
+from ..processes import Processes, wait
 from .runs import (Run, config_of, easiest_first, make_trainer, parameters_used, parent, read_examples, read_grid,
                                    run_of, weights)
 from .trainer import Trainer, fingerprint
@@ -150,7 +150,7 @@ def train_run(name, study, root) -> dict:
         (folder / "models").mkdir(parents=True)  # a stage's output, even if no task is there
     models = models_of(job.run, job.examples, study["seeds"][job.run.seeds])
     record = record_of(job, [train_model(job, *model) for model in models])
-    processes.wait()
+    wait(processes)
     if processes.writes:
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(json.dumps(record, indent=1) + "\n")

@@ -23,6 +23,7 @@ from ..examples.batches import Examples
 from ..model import PRESETS, CheckpointError, TwelveInOne, parameter_groups
 from ..model.interface import method_of, split
 from ..model.saving import Assets
+from ..processes import add_up
 from ..tasks import TASKS, TRAINABLE
 from .balancing import InTurn, ScaledLosses
 from .evaluation import head_scores
@@ -160,7 +161,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, betas=(.9, config.beta2), eps=config.epsilon, fused=True)
         self.scaled = ScaledSteps(self.optimizer, self.machine)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.iteration, self.history = 0, []
+        self.iteration, self.history, self.pending = 0, [], []
         self.steps, self.losses = dict.fromkeys(feeds, 0), {task: [0., 0] for task in feeds}
 
 # %% ../../nbs/57_trainer.ipynb #e5700017
@@ -187,6 +188,8 @@ def iterate(self, iteration, readers):
     tasks = list(self.schedule.tasks_at(iteration))
     for place, task in enumerate(tasks): self.descend(task, readers.take(task, (tasks[place + 1:] + tasks)[:AHEAD]))
     self.gradients.end(self.scaled, self.add_up)
+    for task, loss in self.pending: self.count(task, loss.item())
+    self.pending = []
     self.iteration = iteration + 1
     self.validate()
 
@@ -202,7 +205,7 @@ AHEAD = 3  # batches that are read ahead
 @method_of(Trainer)
 def add_up(self, parameters):
     "Replace the gradients of those parameters that have one by their sums over all processes."
-    self.machine.processes.add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
+    add_up([parameter.grad for parameter in parameters if parameter.grad is not None], self.machine.processes)
 
 @method_of(Trainer)
 def descend(self, task, batch):
@@ -214,8 +217,8 @@ def descend(self, task, batch):
         self.scaled.scale(weighed * part.weight).backward()
         total += loss * part.weight
     self.gradients.add(self.scaled, self.add_up)
-    self.machine.processes.add_up([total])
-    self.count(task, total.item())
+    add_up([total], self.machine.processes)
+    self.pending.append((task, total))
 
 # %% ../../nbs/57_trainer.ipynb #count
 @method_of(Trainer)
