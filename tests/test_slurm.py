@@ -31,7 +31,7 @@ STAGES = """stages:
 def study(tmp_path, monkeypatch):
     "A small repository of DVC in place of the study, and the stand-in for Slurm on the path."
     (tmp_path / "dvc.yaml").write_text(STAGES)
-    for command in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]): subprocess.run(command, cwd=tmp_path, check=True)
+    for command in (["git"], [sys.executable, "-m", "dvc"]): subprocess.run([*command, "init", "--quiet"], cwd=tmp_path, check=True)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/sbatch").write_text(SBATCH)
     (tmp_path / "bin/sbatch").chmod(0o755)

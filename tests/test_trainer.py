@@ -225,21 +225,22 @@ def test_a_weight_that_is_no_number_is_named(tmp_path):
 TASKS = ("vqa", "refcoco", "snli_ve")
 
 
-def losses_on(folder, machine, iterations=4):
-    "Losses of a toy run on a machine, without dropout."
+def losses_on(folder, machine, iterations=4, pairs=None):
+    "Losses of a toy run on a machine, without dropout; `pairs`: that fit at once."
     run = toy.trainer(folder, TASKS, iterations, validate_every=.01)
     for module in run.model.modules():
         if isinstance(module, torch.nn.Dropout): module.p = 0.
     run.machine, run.model.encoder.recompute = machine, machine.recompute
     run.scaled = ScaledSteps(run.optimizer, machine)
+    if pairs: run.pairs_at_once = lambda batch: pairs
     return run.run().loss.to_numpy(), weights(run)
 
 
-@pytest.mark.parametrize("machine", [Machine(pairs=3), Machine(pairs=1), Machine(recompute=True), Machine(readers=2)],
-                         ids=["in parts", "one by one", "computed again", "read ahead"])
-def test_how_a_step_is_computed_changes_it_by_rounding_only(tmp_path, machine):
+@pytest.mark.parametrize("machine, pairs", [(Machine(), 3), (Machine(memory=1), None), (Machine(recompute=True), None),
+                                            (Machine(readers=2), None)], ids=["in parts", "one by one", "computed again", "read ahead"])
+def test_how_a_step_is_computed_changes_it_by_rounding_only(tmp_path, machine, pairs):
     expected, there = losses_on(tmp_path / "whole", Machine())
-    losses, here = losses_on(tmp_path / "other", machine)
+    losses, here = losses_on(tmp_path / "other", machine, pairs=pairs)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     for name in there: torch.testing.assert_close(here[name], there[name], rtol=1e-3, atol=1e-5, msg=name)
 
