@@ -17,7 +17,8 @@ from .model.checkpoints import PARTS, canonical_names, inspect, kind_of, read_pu
 from .model.saving import read_json
 from .regions import StoreError, find_features, import_features, verify
 from .study.doctor import doctor
-from .study.notebooks import settings
+from .study.notebooks import root, settings
+from .study.plan import plan_text, read_rates
 from .study.reproduction import comparison_report
 
 # %% ../nbs/90_command.ipynb #inspect-command
@@ -62,6 +63,11 @@ def doctor_command(arguments):
         study = None
     print(doctor(arguments.data or "data", study=study))
 
+def plan_command(arguments):
+    "Print how many pairs a profile trains on, and about how long that takes."
+    device, rates = read_rates(root() / "reports/benchmarks/accelerator.json")
+    print(plan_text(settings(arguments.profile), rates, device))
+
 # %% ../nbs/90_command.ipynb #chosen-splits
 def chosen_splits(texts) -> dict[str, tuple[str, ...]] | None:
     "`coco_captions=val,test` … -> corpus -> beginnings of the names of splits that test; None for nothing."
@@ -101,6 +107,9 @@ def add_data_commands(commands):
     screen = commands.add_parser("doctor", help="what is here, what is wrong or missing, and what to type next")
     screen.add_argument("data", nargs="?", help="folder of corpora; the data of the checkout if none is named")
     screen.set_defaults(run=doctor_command)
+    ahead = commands.add_parser("plan", help="pairs, hours, disk and memory that a profile takes")
+    ahead.add_argument("profile", nargs="?", default="full", help="of profiles/ (full)")
+    ahead.set_defaults(run=plan_command)
     compare = commands.add_parser("compare", help="how far the reports of two runs of the study agree")
     compare.add_argument("theirs", help="folder of reports: of another machine, or of an earlier commit")
     compare.add_argument("ours", nargs="?", default="reports", help="folder of reports")
@@ -146,7 +155,7 @@ def add_weight_commands(commands):
 
 # %% ../nbs/90_command.ipynb #parser
 def parser() -> argparse.ArgumentParser:
-    "`vl12in1 doctor`, `compare`, `leaks`, `features`, `verify`, `inspect`, `convert`."
+    "`vl12in1 doctor`, `plan`, `compare`, `leaks`, `features`, `verify`, `inspect`, `convert`."
     top = argparse.ArgumentParser(prog="vl12in1", description="Tools of the 12-in-1 study.")
     commands = top.add_subparsers(required=True, metavar="command")
     add_data_commands(commands)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .examples.batches import Sources
+from .examples.neighbours import write_neighbours
 from .examples.stored import write_frames
 from .examples.text import AnswerVocabulary, Tokenizer, write_wordpieces
 from .regions import Regions, RegionStore, RegionWriter
@@ -80,4 +81,5 @@ def toy_study(folder) -> Sources:
     for name in ("vqa", "gqa"): AnswerVocabulary(["yes", "no"]).save(text / f"answers_{name}.json")
     (root / "reports/clean").mkdir(parents=True)
     (root / "reports/clean/data.txt").write_text("toy data")
+    write_neighbours(RegionStore.open(regions / "detected"), ["coco"], root / "build/neighbours")
     return Sources.open(regions, text)

@@ -7,7 +7,7 @@ __all__ = ['PICTURE', 'COLUMNS', 'KEPT', 'Sources', 'given_rows', 'image_regions
 
 # %% ../../nbs/51_batches.ipynb #eef9d529
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..boxes import spatial_rows, to_fractions
+from .neighbours import Neighbours, how_many, mean_features, nearest
 from .text import AnswerVocabulary, Tokenizer
 from ..model.heads import HEADS, Head
 from ..model.interface import Batch, method_of, pad
@@ -30,20 +31,23 @@ class Sources:
     - `given`: image key -> regions of boxes that tasks hand over
     - `tokenizer`: of texts
     - `vocabularies`: answers, by `Task.vocabulary`
+    - `neighbours`: image key -> keys of images that look like it, nearest first
     """
     detected: Mapping[str, Regions]
     given: Mapping[str, Regions]
     tokenizer: Tokenizer
     vocabularies: dict[str, AnswerVocabulary]
+    neighbours: Mapping[str, list[str]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, regions, text):
-        "The stores in folder `regions` (`detected`, `given`) and the vocabularies in folder `text`, as the stages write them."
-        regions, text = Path(regions), Path(text)
+    def open(cls, regions, text, neighbours=None):
+        """The stores in folder `regions` (`detected`, `given`), the vocabularies in folder `text` and, for training, the `neighbours` in
+        the folder of that name, as the stages write them."""
+        regions, text, detected = Path(regions), Path(text), RegionStore.open(Path(regions) / "detected")
         names = sorted({task.vocabulary for task in TASKS.values()} - {""})
-        return cls(RegionStore.open(regions / "detected"), RegionStore.open(regions / "given"),
-                   Tokenizer.open(text / "wordpieces.txt"),
-                   {name: AnswerVocabulary.open(text / f"answers_{name}.json") for name in names})
+        return cls(detected, RegionStore.open(regions / "given"), Tokenizer.open(text / "wordpieces.txt"),
+                   {name: AnswerVocabulary.open(text / f"answers_{name}.json") for name in names},
+                   Neighbours.open(neighbours, detected) if neighbours else {})
 
 # %% ../../nbs/51_batches.ipynb #given-rows
 def given_rows(regions, boxes) -> np.ndarray:
@@ -91,13 +95,12 @@ def batch_regions(images) -> dict[str, torch.Tensor]:
     return dict(features=lay_out(features, len(rows)), spatials=spatials, region_counts=counts, averaged=averaged)
 
 # %% ../../nbs/51_batches.ipynb #looks-alike
-def looks_alike(sources, keys) -> np.ndarray:
-    "Nearest other images of each image by mean feature: (n, k) positions in `keys`, k = 99 as published, or a tenth of them."
-    from sklearn.neighbors import NearestNeighbors  # seconds to import, and only retrieval needs it
-    means = np.stack([sources.detected[key].features.mean(0, dtype=np.float32) for key in keys])
-    near = NearestNeighbors(n_neighbors=1 + min(99, max(1, len(keys) // 10)), algorithm="ball_tree").fit(means)
-    order = near.kneighbors(means, return_distance=False)
-    return np.stack([row[row != i][:order.shape[1] - 1] for i, row in enumerate(order)])
+def looks_alike(sources, keys) -> list[np.ndarray]:
+    "Images that look like each of `keys`, nearest first: places in `keys`, one at least."
+    place = {key: i for i, key in enumerate(keys)}
+    known = [np.array([place[other] for other in sources.neighbours.get(key, ()) if other in place], np.int32) for key in keys]
+    if all(map(len, known)): return known
+    return list(nearest(mean_features(sources.detected, keys), how_many(len(keys))))
 
 # %% ../../nbs/51_batches.ipynb #pool
 class Pool:

@@ -35,11 +35,12 @@ class Head(nn.Module):
     - `fast`: whether it learns at the heads' rate; else at the encoder's
     - `vocabulary`: whether it chooses among the answers of a vocabulary
     - `wanted`: what it reads of the encoder
+    - `look_alikes`: whether it learns from images that look alike
 
     Below, a batch has N rows of B examples, and the head chooses among C things.
     """
     columns: tuple[frozenset[str], ...] = ()
-    images, rows, fast, vocabulary, wanted = 1, 1, True, False, FIRST
+    images, rows, fast, vocabulary, wanted, look_alikes = 1, 1, True, False, FIRST, False
 
     def __init_subclass__(cls, kind=""):
         if kind: HEADS[kind] = cls
@@ -187,7 +188,7 @@ class AnswerHead(Head, kind="answer"):
 # %% ../../nbs/44_heads.ipynb #matchhead
 class MatchHead(Head, kind="match"):
     "Four consecutive rows per example, the first one true. Logits (N,), one per pair."
-    columns, rows = (frozenset(),), 4
+    columns, rows, look_alikes = (frozenset(),), 4, True
     shown = 10  # images that a prediction lists: the depth of the deepest published recall
 
     def __init__(self, config):

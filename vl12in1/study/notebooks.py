@@ -63,9 +63,11 @@ class Settings(dict):
     def __missing__(self, section):
         raise ValueError(f"no section {section!r}, neither in params.yaml nor in profiles/{self.get('profile')}.yaml: add it to one")
 
-def settings() -> Settings:
-    "`params.yaml` and the profile it names (`profiles/<profile>.yaml`); ValueError for what is wrong with them."
+def settings(profile: str | None = None) -> Settings:
+    """`params.yaml` and the profile it names (`profiles/<profile>.yaml`), or another `profile`; ValueError for what is wrong with
+    them."""
     grid = read_sections(root() / "params.yaml")
+    if profile: grid["profile"] = profile
     check_names(grid)
     names = sorted(path.stem for path in (root() / "profiles").glob("*.yaml"))
     if grid.get("profile") not in names:

@@ -22,11 +22,13 @@ def best_precision(device) -> str:
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 # %% ../../nbs/54_machine.ipynb #6154b7af
-FIXED, PER_PAIR = 6e9, 75e6  # bytes: weights, gradients and moments of 270 million parameters; what one pair leaves for the way back
+BYTES = {"float32": 50, "tfloat32": 50, "bfloat16": 30, "float16": 30}  # kept for each number that a layer puts out
+PARAMETER, SPARE = 16, .9  # bytes of a parameter; fraction of the memory that may be planned with
 
-def pairs_that_fit(bytes_of_memory: float) -> int:
-    "Pairs of the published model and lengths whose gradient can be computed at once in so much memory; at least one."
-    return max(1, int((bytes_of_memory - FIXED) / PER_PAIR))
+def pairs_that_fit(memory: float, precision: str, parameters: int, numbers: int) -> int:
+    """Pairs whose gradient can be computed at once in so many bytes of `memory`, at least one: `parameters` of the model, and `numbers`
+    that its layers put out for a pair."""
+    return max(1, int((SPARE * memory - PARAMETER * parameters) / (BYTES[precision] * numbers)))
 
 # %% ../../nbs/54_machine.ipynb #machine
 @dataclass(frozen=True)
@@ -36,14 +38,14 @@ class Machine:
     - `device`: as PyTorch calls it, such as "cpu" or "cuda"
     - `precision`: of products: float32, tfloat32, bfloat16 or float16. Parameters stay float32
     - `readers`: threads that put training batches together while the last one is computed; 0: nothing is read ahead
-    - `pairs`: how many a training step computes at once; larger batches are computed in parts. None: all
+    - `memory`: bytes that the device has; batches that need more in training are computed in parts. None: they are not
     - `recompute`: whether the layers of the encoder are computed again on the way back, in place of keeping what is inside of them
     - `processes`: with which it shares the work
     """
     device: str = "cpu"
     precision: str = "float32"
     readers: int = 0
-    pairs: int | None = None
+    memory: float | None = None
     recompute: bool = False
     processes: Processes = Processes()
 
@@ -57,8 +59,12 @@ class Machine:
         if not torch.cuda.is_available(): return cls(**dict(device="cpu", processes=processes) | chosen)
         device = chosen.get("device") or f"cuda:{torch.cuda.current_device()}"
         memory = torch.cuda.get_device_properties(device).total_memory
-        fitting = dict(device=device, precision=best_precision(device), readers=2, pairs=pairs_that_fit(memory), processes=processes)
+        fitting = dict(device=device, precision=best_precision(device), readers=2, memory=memory, processes=processes)
         return cls(**fitting | chosen)
+
+    def pairs(self, parameters: int, numbers: int) -> int | None:
+        "How many pairs a training step may compute at once (see `pairs_that_fit`); None: any number."
+        return None if self.memory is None else pairs_that_fit(self.memory, self.precision, parameters, numbers)
 
     @contextmanager
     def autocast(self):

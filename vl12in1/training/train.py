@@ -39,7 +39,7 @@ def models_of(run, tasks, seeds) -> list[tuple[str, list[str], int]]:
     return [(name, own, seed) for name, own in present.items() if own for seed in seeds]
 
 # %% ../../nbs/58a_train.ipynb #identity-of
-CODE = ("tasks.py", "boxes.py", "answers.py", "regions/store.py", "model", "examples", "training")
+CODE = ("tasks.py", "boxes.py", "answers.py", "processes.py", "regions/store.py", "model", "examples", "training")
 ELSEWHERE = ("init", "kind", "models", "data", "after", "seeds")  # fields that only lead to what has its own digest
 
 def inputs_of(data, corpora, root) -> dict[str, Path]:
@@ -49,7 +49,7 @@ def inputs_of(data, corpora, root) -> dict[str, Path]:
               for corpus in corpora for split in ("train", "val")}
     regions = {f"{kind} regions": root / "build/regions" / kind / "manifest.json" for kind in ("detected", "given")}
     code = {f"vl12in1/{part}": library / part for part in CODE}
-    return frames | regions | code | {"word pieces and answers": root / "build/text"}
+    return frames | regions | code | {"word pieces and answers": root / "build/text", "neighbours": root / "build/neighbours/manifest.json"}
 
 # %% ../../nbs/58a_train.ipynb #identity
 def identity(entry, settings, begin, machine, inputs) -> dict[str, str]:
@@ -81,7 +81,8 @@ def of_seed(trained, seed) -> list[dict]:
 # %% ../../nbs/58a_train.ipynb #6b9bbaae
 def examples_of(run, root, names) -> dict[str, dict[str, Examples]]:
     "task -> split -> `Examples` of the splits called `names`, for the tasks of `run` whose corpora are in the study's folder."
-    sources = Sources.open(Path(root) / "build/regions", Path(root) / "build/text")
+    neighbours = Path(root) / "build/neighbours" if "train" in names else None
+    sources = Sources.open(Path(root) / "build/regions", Path(root) / "build/text", neighbours)
     splits = splits_of(run, root)
     return read_examples(run, {task: {name: frames[name] for name in names} for task, frames in splits.items()}, sources)
 

@@ -155,6 +155,7 @@ class Trainer:
         model.encoder.recompute = self.machine.recompute
         self.step = TrainingStep(model, losses or ScaledLosses(feeds)).to(self.machine.device)
         self.gradients = gradients or InTurn()
+        self.parameters = sum(parameter.numel() for parameter in self.step.parameters())
         groups = parameter_groups(model, config.encoder_rate(feeds), config.head_learning_rate, config.weight_decay)
         weights = list(self.step.balance.parameters())
         if weights: groups.append(dict(params=weights, lr=config.head_learning_rate, weight_decay=0.))
@@ -187,7 +188,7 @@ def iterate(self, iteration, readers):
     self.set_rates(linear_warmup(iteration, self.config.iterations, self.config.warmup))
     tasks = list(self.schedule.tasks_at(iteration))
     for place, task in enumerate(tasks): self.descend(task, readers.take(task, (tasks[place + 1:] + tasks)[:AHEAD]))
-    self.gradients.end(self.scaled, self.add_up)
+    self.gradients.end(self.scaled, self.sum_gradients)
     for task, loss in self.pending: self.count(task, loss.item())
     self.pending = []
     self.iteration = iteration + 1
@@ -203,20 +204,25 @@ def set_rates(self, factor):
 AHEAD = 3  # batches that are read ahead
 
 @method_of(Trainer)
-def add_up(self, parameters):
+def sum_gradients(self, parameters):
     "Replace the gradients of those parameters that have one by their sums over all processes."
     add_up([parameter.grad for parameter in parameters if parameter.grad is not None], self.machine.processes)
+
+@method_of(Trainer)
+def pairs_at_once(self, batch) -> int | None:
+    "How many pairs as long as those of a batch the machine computes at once."
+    return self.machine.pairs(self.parameters, self.model.config.activations(batch.tokens.shape[1], batch.features.shape[1]))
 
 @method_of(Trainer)
 def descend(self, task, batch):
     "The gradient of one batch of one task, and what is to become of it."
     self.step.train()
     total = torch.zeros((), device=self.machine.device)
-    for part in split(batch, self.machine.pairs):
+    for part in split(batch, self.pairs_at_once(batch)):
         with self.machine.autocast(): weighed, loss = self.step(part.to(self.machine.device))
         self.scaled.scale(weighed * part.weight).backward()
         total += loss * part.weight
-    self.gradients.add(self.scaled, self.add_up)
+    self.gradients.add(self.scaled, self.sum_gradients)
     add_up([total], self.machine.processes)
     self.pending.append((task, total))
 
