@@ -15,6 +15,7 @@ import toy
 from vl12in1.examples.batches import Examples
 from vl12in1.model import CheckpointError
 from vl12in1.training.machine import Machine, ScaledSteps
+from vl12in1.training.schedules import RoundRobin
 
 KILLED = """
 import os, signal, sys
@@ -149,7 +150,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, checkpoint):
     refused(tmp_path, checkpoint, "does not fit this run", tasks=("vqa", "refcoco"))
 
 
-@pytest.mark.parametrize("name, value", [("model", {}), ("optimizer", {}), ("schedule", {}), ("random", [torch.ones(3)]), ("random", 7)])
+@pytest.mark.parametrize("name, value", [("model", {}), ("optimizer", {}), ("schedule", {}), ("optimizer", 7), ("model", 7)])
 def test_a_checkpoint_with_a_damaged_part_is_refused(tmp_path, checkpoint, name, value):
     state = torch.load(io.BytesIO(checkpoint), weights_only=True)
     refused(tmp_path, saved(state | {name: value}), "does not fit this run")
@@ -231,6 +232,7 @@ def losses_on(folder, machine, iterations=4, pairs=None):
     for module in run.model.modules():
         if isinstance(module, torch.nn.Dropout): module.p = 0.
     run.machine, run.model.encoder.recompute = machine, machine.recompute
+    run.schedule = RoundRobin(TASKS)  # a decision of stop-and-go can hang on a digit
     run.scaled = ScaledSteps(run.optimizer, machine)
     if pairs: run.pairs_at_once = lambda batch: pairs
     return run.run().loss.to_numpy(), weights(run)
