@@ -31,7 +31,7 @@ def run(folder, gradients="in_turn", iterations=12, die_at=-1):
     made = toy.trainer(folder, tasks=("refcoco", "snli_ve", "vqa"))
     data, sources = toy.frames(toy.sources(folder)), toy.sources(folder)
     data["coco_retrieval"] = {split: frame[["uid", "images", "text"]] for split, frame in data["vqa"].items()}
-    config = TrainingConfig(iterations, 1e-3, 1e-3, batch_fraction=1 / 32, batch_minimum=3, validate_every=.3, checkpoint_every=4)
+    config = TrainingConfig(iterations, 1e-4, 1e-4, batch_fraction=1 / 32, batch_minimum=3, validate_every=.3, checkpoint_every=4)
     torch.manual_seed(0)
     model = TwelveInOne(replace(made.model.config, dropout=0., attention_dropout=0., task_tokens=tuple((task,) for task in TASKS)),
                         made.model.vocabularies)
