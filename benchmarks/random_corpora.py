@@ -14,10 +14,9 @@ class RandomRegions(dict):
 
 
 def random_sources(rng, pictures=64, fewest=100, most=100) -> Sources:
-    "Regions, so many a picture, 30,522 word pieces, 3,129 and 1,533 answers."
+    "Regions, from the fewest to the most of a picture evenly, 30,522 word pieces, 3,129 and 1,533 answers."
     regions = RandomRegions()
-    for number in range(pictures):
-        count = rng.integers(fewest, most + 1)
+    for number, count in enumerate(np.linspace(fewest, most, pictures).round().astype(int)):
         corners = rng.uniform(0, 300, (count, 2))
         boxes = np.concatenate([corners, corners + rng.uniform(20, 300, (count, 2))], axis=1).astype("float32")
         regions[f"coco:{number}"] = Regions(rng.normal(size=(count, 2048)).astype("float16"), boxes, 640, 640, None)
@@ -30,7 +29,8 @@ def random_frame(task, sources, rng, examples, words=None) -> pd.DataFrame:
     """Examples with the first form of the target columns of the task's head. `words`: mean and deviation of the lengths of texts, [CLS] and
     [SEP] included; each is as long as its task allows unless given."""
     head, keys = HEADS[task.head], list(sources.detected)
-    images = [tuple(rng.choice(keys, head.images)) for _ in range(examples)]
+    shown = rng.permutation(np.resize(keys, examples * head.images)).reshape(examples, head.images)
+    images = [tuple(keys) for keys in shown.tolist()]
     lengths = np.full(examples, task.text_length) if words is None else rng.normal(*words, examples).round().clip(4, task.text_length)
     texts = [" ".join(f"word{i}" for i in rng.integers(30000, size=int(length) - 2)) for length in lengths]
     boxes = [tuple(sources.detected[key].boxes[0] / 640) for key, *_ in images]
