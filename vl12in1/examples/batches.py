@@ -16,7 +16,7 @@ import torch
 
 from ..boxes import spatial_rows, to_fractions
 from .neighbours import Neighbours, how_many, mean_features, nearest
-from .text import AnswerVocabulary, Tokenizer
+from .text import AnswerVocabulary, TokenIds, Tokenizer
 from ..model.heads import HEADS, Head
 from ..model.interface import Batch, method_of, pad
 from ..regions import Regions, RegionStore
@@ -145,7 +145,7 @@ class Examples:
         self.task, self.frame, self.sources = TRAINABLE[task], frame.reset_index(drop=True), sources
         self.head = HEADS.get(self.task.head, Head)  # pre-training has none: its targets are what it hides
         check_frame(task, self.frame, self.head.images)
-        self.tokens = [np.array(ids) for ids in sources.tokenizer(frame.text.tolist(), self.task.text_length)]
+        self.tokens = TokenIds(frame.text.tolist(), sources.tokenizer, self.task.text_length)
         self.images = self.frame.images.tolist()
         self._columns, self._kept, self._room = {}, {}, KEPT
 

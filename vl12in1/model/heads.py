@@ -246,7 +246,7 @@ def questions(cls, examples, size):
     ((rows, columns) of their scores, crossed batch)."""
     keys, side = list(dict.fromkeys(key for (key,) in examples.images)), isqrt(size * cls.rows)
     regions = torch.tensor([len(examples.regions(key)[1]) for key in keys])
-    words = torch.tensor([len(tokens) for tokens in examples.tokens])
+    words = torch.from_numpy(examples.tokens.lengths)
     for columns in regions.argsort(stable=True).split(side):
         images = examples.pairs([0] * len(columns), [keys[column] for column in columns])
         for rows in words.argsort(stable=True).split(side):
