@@ -17,13 +17,13 @@ import torch
 from ..regions import RegionStore, StoreError
 
 # %% ../../nbs/50b_neighbours.ipynb #nearest
-TILE = 2 ** 26  # distances that are held at once
+TILE = 2 ** 23  # distances that are looked at at once; each takes about twenty bytes
 
 def smallest(distances, k: int) -> torch.Tensor:
     "Columns of the k smallest numbers of each row of (n, m), smallest first, of equal ones the earlier first: (n, k) int64."
     limit = distances.topk(k, largest=False).values[:, -1:]
     below, equal = distances < limit, distances == limit
-    chosen = below | equal & (equal.cumsum(1) <= k - below.sum(1, keepdim=True))
+    chosen = below | equal & (equal.cumsum(1, dtype=torch.int32) <= k - below.sum(1, keepdim=True))
     columns = chosen.nonzero()[:, 1].view(len(distances), k)
     return columns.gather(1, distances.gather(1, columns).argsort(stable=True))
 

@@ -83,7 +83,9 @@ class Feed:
     every: int
 
     def __post_init__(self):
-        for examples in (self.train.examples, self.val): examples.check_learnable()
+        for examples in (self.train.examples, self.val):
+            examples.check_learnable()
+            if examples.head.look_alikes: examples.pool  # found here, once, and not by a thread that reads ahead
 
     @classmethod
     def of(cls, task, splits, sources, config) -> "Feed":
