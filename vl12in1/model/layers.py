@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from .blocks import Block, Layout, Stream, attend_few, attention_map, shortest
+from .blocks import Layout, Stream, attend_few, attention_map, shortest
 from .interface import FIRST, STREAMS, WHOLE, Batch, Encoded, Encoder, map_name, method_of
 
 # %% ../../nbs/41a_layers.ipynb #b90d08c3

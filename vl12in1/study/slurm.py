@@ -67,7 +67,8 @@ def write_jobs(groups, folder, options="") -> list[Path]:
 # %% ../../nbs/71b_slurm.ipynb #f8fbc178
 def main(arguments=None) -> None:
     "Write the jobs for everything that is out of date."
-    parser = argparse.ArgumentParser(prog="python -m vl12in1.study.slurm", description="Writes what is out of date as arrays of Slurm jobs.")
+    parser = argparse.ArgumentParser(prog="python -m vl12in1.study.slurm",
+                                     description="Writes what is out of date as arrays of Slurm jobs.")
     parser.add_argument("--options", default="", help="of sbatch, such as '--gres=gpu:1 --time=24:00:00'")
     parser.add_argument("--folder", default=str(root() / "build/slurm"), help="where to write them (build/slurm)")
     given = parser.parse_args(arguments)
