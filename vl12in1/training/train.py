@@ -129,6 +129,7 @@ def train_model(job, model, tasks, seed) -> dict:
     trainer = trainer_of(job, model, tasks, seed)
     history = trainer.run()
     if trainer.machine.processes.writes: trainer.model.save_pretrained(job.folder("models", model, seed))
+    print(f"{job.name}, {model}, seed {seed}: {trainer.waiting:.1%} of its time was waiting for batches")
     return dict(model=model, seed=seed, tasks=tasks, parameters=parameters_used(trainer.model, tasks),
                 iterations=trainer.config.iterations, steps=dict(trainer.steps), checkpoint="last",
                 validation=history.groupby("task", sort=False).score.last().to_dict(), history=history.round(6).to_dict("records"))

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import time
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -164,23 +165,25 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, betas=(.9, config.beta2), eps=config.epsilon, fused=True)
         self.scaled = ScaledSteps(self.optimizer, self.machine)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.iteration, self.history, self.pending = 0, [], []
+        self.iteration, self.history, self.pending, self.waiting = 0, [], [], 0.
         self.steps, self.losses = dict.fromkeys(feeds, 0), {task: [0., 0] for task in feeds}
 
 # %% ../../nbs/57_trainer.ipynb #e5700017
 @method_of(Trainer)
 def run(self) -> pd.DataFrame:
-    "Train to the end, from the last checkpoint if there is one. The history: a row for each validation of a task."
+    """Train to the end, from the last checkpoint if there is one. The history: a row for each validation of a task. Leaves in `waiting`
+    which fraction of its time it has waited for batches."""
     self.resume()
     total, machine = self.config.iterations, self.machine
     sequences = {task: feed.train for task, feed in self.feeds.items()}
-    progress = tqdm(range(self.iteration, total), initial=self.iteration, total=total, desc="+".join(self.feeds)[:40], mininterval=5,
-                    disable=not machine.processes.writes)
+    quiet, began = {} if machine.processes.writes else dict(disable=True), time.perf_counter()
+    progress = tqdm(range(self.iteration, total), initial=self.iteration, total=total, desc="+".join(self.feeds)[:40], mininterval=5, **quiet)
     with Readers(sequences, self.steps, machine.readers, machine.device != "cpu", machine.processes) as readers:
         for iteration in progress:
             self.iterate(iteration, readers)
             if self.iteration % self.config.checkpoint_every == 0 or self.iteration == total: self.save()
-            progress.set_postfix(waiting=f"{readers.waited / max(progress.format_dict['elapsed'], 1e-9):.1%}", refresh=False)
+            self.waiting = readers.waited / (time.perf_counter() - began)
+            progress.set_postfix(waiting=f"{self.waiting:.1%}", refresh=False)
     return pd.DataFrame(self.history)
 
 @method_of(Trainer)
