@@ -7,14 +7,15 @@ __all__ = ['vqa_questions', 'gqa_questions', 'Choices', 'gqa_choices']
 
 # %% ../../nbs/22_answering.ipynb #3e770f61
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from sys import intern
 from typing import NamedTuple
 
 import pandas as pd
 
-from .frames import (CorpusError, Records, by_split, choose, frame, gather, lookup, nested,
-                                    read_json, records, shown)
+from .frames import (CorpusError, Records, blocks, by_split, choose, frame, gather, json_items, lookup, nested,
+                                    read_blocks, read_json, shown, stack)
 from .images import optional, spelling, visual_genome_images
 from .layout import find_files, release_of, upstream, upstream_files
 
@@ -30,41 +31,51 @@ def last_images(images, count: float) -> set:
     return chosen
 
 # %% ../../nbs/22_answering.ipynb #alone
-def _alone(values) -> list[tuple]:
-    "One-tuples of the values, one object per distinct value."
-    single = {value: (value,) for value in values}
-    return [single[value] for value in values]
+class _Alone(dict):
+    "value -> the tuple of it alone, the same object whenever the value is the same."
+    def __missing__(self, value): return self.setdefault(value, (value,))
+
+    def all(self, values) -> list[tuple]: return [self[value] for value in values]
 
 # %% ../../nbs/22_answering.ipynb #vqa-answers
 _vqa_columns = ("answers", "question_type", "answer_type", "multiple_choice_answer")
 
-def _vqa_answers(file) -> dict[int, tuple]:
-    "question_id -> its values of `_vqa_columns`, from one annotation file."
-    annotations = records(file, read_json(file), "annotations")
+def _answered(annotations: Records) -> Iterator[tuple]:
+    "Of every annotation the question_id, and its values of `_vqa_columns`."
     given, owners = nested(annotations, "answers")
     answers = gather(owners, map(intern, given.column("answer")), len(annotations.rows))
     if () in answers: raise annotations.error(answers.index(()), "answers", "no answer")
-    ids, texts = annotations.column("question_id", int), map(annotations.column, _vqa_columns[1:])
-    by_question = dict(zip(ids, zip(answers, *texts)))
-    if len(by_question) < len(ids): raise CorpusError(file, problem="a question is answered twice; download it again")
+    ids = annotations.column("question_id", int)
+    texts = (map(intern, annotations.column(name)) for name in _vqa_columns[1:])
+    return zip(ids, zip(answers, *texts))
+
+def _vqa_answers(file) -> dict[int, tuple]:
+    "question_id -> its values of `_vqa_columns`, from one annotation file."
+    by_question, count = {}, 0
+    for annotations in read_blocks(file, "annotations"):
+        by_question.update(_answered(annotations))
+        count += len(annotations.rows)
+    if len(by_question) < count: raise CorpusError(file, problem="a question is answered twice; download it again")
     return by_question
 
 # %% ../../nbs/22_answering.ipynb #vqa-questions
+def _vqa_block(questions: Records, annotations: dict | None, source: str, alone: _Alone) -> dict:
+    "Columns of a block of questions; `annotations`: as `_vqa_answers` has them, None if nobody has; `source`: their file's name."
+    ids, images = questions.column("question_id", int), questions.column("image_id", int)
+    answers = [((), "", "", "")] * len(ids) if annotations is None else lookup(questions, "question_id", annotations, source, int)
+    columns = {name: [answer[i] for answer in answers] for i, name in enumerate(_vqa_columns)}
+    return {"uid": list(map(str, ids)), "images": alone.all(f"coco:{image}" for image in images),
+            "text": questions.column("question")} | columns
+
 def vqa_questions(root: str | Path, subset: str) -> pd.DataFrame:
     """Questions of `train2014`, `val2014`, `test2015` or `test-dev2015`, in upstream's order; columns as `read_vqa` has
     them. The answers to test questions are those of `v2_mscoco_test2015_annotations.json`, `()` if there is none."""
     file = upstream(root, f"vqa/v2_OpenEnded_mscoco_{subset}_questions.json")
-    questions = records(file, read_json(file), "questions")
-    ids, images = questions.column("question_id", int), questions.column("image_id", int)
     name = f"v2_mscoco_{subset.replace('test-dev', 'test')}_annotations.json"
-    if subset.startswith("test") and not find_files(root, f"vqa/{name}"):
-        annotations = dict.fromkeys(ids, ((), "", "", ""))
-    else:
-        annotations = _vqa_answers(upstream(root, f"vqa/{name}"))
-    answers = lookup(questions, "question_id", annotations, name, int)
-    columns = {name: [answer[i] for answer in answers] for i, name in enumerate(_vqa_columns)}
-    return frame({"uid": list(map(str, ids)), "images": _alone([f"coco:{image}" for image in images]),
-                  "text": questions.column("question")} | columns, file)
+    secret = subset.startswith("test") and not find_files(root, f"vqa/{name}")
+    annotations, alone = None if secret else _vqa_answers(upstream(root, f"vqa/{name}")), _Alone()
+    parts = (_vqa_block(questions, annotations, name, alone) for questions in read_blocks(file, "questions"))
+    return frame(stack(parts), file)
 
 # %% ../../nbs/22_answering.ipynb #read-vqa
 def read_vqa(root) -> dict[str, pd.DataFrame]:
@@ -82,7 +93,7 @@ def read_vqa(root) -> dict[str, pd.DataFrame]:
 def _within(questions: Records, outer: str, field: str) -> list[str]:
     "The string in `outer.field` of every question, empty where there is none."
     holders = Records(questions.file, optional(questions, outer, {}, dict), lambda i: f"{questions.name(i)}.{outer}")
-    return list(map(intern, optional(holders, field, "")))
+    return optional(holders, field, "")
 
 def _entailed(questions: Records) -> list[tuple[str, ...]]:
     "The ids of the questions that each question entails."
@@ -91,22 +102,34 @@ def _entailed(questions: Records) -> list[tuple[str, ...]]:
     if wrong is not None: raise questions.error(wrong, "entailed", f"expected question ids, found {shown(ids[wrong])}")
     return [tuple(map(intern, listed)) for listed in ids]
 
+# %% ../../nbs/22_answering.ipynb #22b10c01
+def _named(block: Records) -> Records:
+    "The records of a block of pairs, key and record, called by their keys."
+    ids = [id for id, _ in block.rows]
+    if not "".join(ids).isascii(): raise CorpusError(block.file, problem="a question id is not plain ASCII")
+    return Records(block.file, [record for _, record in block.rows], ids.__getitem__)
+
+def _gqa_block(questions: Records, photographs: dict[str, str], alone: _Alone) -> dict:
+    "Columns of a block of questions; `photographs`: Visual Genome id (a string) -> canonical key."
+    ids = {*questions.column("imageId")}
+    keys = {id: photographs[id] for id in ids if id in photographs} | {id: f"gqa:{id}" for id in ids if id.startswith("n")}
+    images = lookup(questions, "imageId", keys, "visual_genome/image_data.json")
+    answered = any("answer" in row for row in questions.rows)
+    return {"uid": list(map(questions.name, range(len(images)))), "images": alone.all(images), "text": questions.column("question"),
+            "answers": alone.all(questions.column("answer")) if answered else [()] * len(images),
+            "structural": _within(questions, "types", "structural"), "detailed": _within(questions, "types", "detailed"),
+            "group": _within(questions, "groups", "global"), "balanced": optional(questions, "isBalanced", True, bool),
+            "entailed": _entailed(questions)}
+
 # %% ../../nbs/22_answering.ipynb #gqa-piece
 def _gqa_piece(file, photographs: dict[str, str]) -> pd.DataFrame:
     "The questions of one file; `photographs`: Visual Genome id (a string) -> canonical key."
-    content = read_json(file)
-    if not isinstance(content, dict) or not content:
-        raise CorpusError(file, problem="expected an object of records keyed by question id, and at least one")
-    if not "".join(content).isascii(): raise CorpusError(file, problem="a question id is not plain ASCII")
-    questions = Records(file, list(content.values()), list(content).__getitem__)
-    own = {id: f"gqa:{id}" for id in questions.column("imageId") if id.startswith("n")}
-    images = lookup(questions, "imageId", photographs | own, "visual_genome/image_data.json")
-    answered = any("answer" in row for row in questions.rows)
-    return frame({"uid": list(content), "images": _alone(images), "text": questions.column("question"),
-                  "answers": _alone(questions.column("answer")) if answered else [()] * len(images),
-                  "structural": _within(questions, "types", "structural"), "detailed": _within(questions, "types", "detailed"),
-                  "group": _within(questions, "groups", "global"), "balanced": optional(questions, "isBalanced", True, bool),
-                  "entailed": _entailed(questions)}, file)
+    alone = _Alone()
+    pairs = blocks(file, json_items(file), wanted="an object of records keyed by question id")
+    questions = frame(stack(_gqa_block(_named(block), photographs, alone) for block in pairs), file)
+    unanswered = questions["uid"][questions["answers"].map(len) == 0]
+    if 0 < len(unanswered) < len(questions): raise CorpusError(file, unanswered.iloc[0], "answer", "missing")
+    return questions
 
 def gqa_questions(root: str | Path, name: str) -> pd.DataFrame:
     """Questions of `{train|val|testdev|test|challenge}_{balanced|all}` or `submission_all`, in upstream's order; columns
@@ -152,24 +175,30 @@ def gqa_choices(root: str | Path) -> dict[str, Choices]:
     return dict(zip(content, map(Choices, column("valid"), column("plausible"))))
 
 # %% ../../nbs/22_answering.ipynb #read-visual-genome
+def _genome_blocks(file, keys: dict[int, str]) -> Iterator[dict]:
+    "Columns of the questions of each block of images, and the ids of their images in `image`; `keys`: id -> canonical key."
+    alone = _Alone()
+    for entries in read_blocks(file):
+        questions, owners = nested(entries, "qas")
+        if not questions.rows: continue
+        ids = questions.column(spelling(questions, "qa_id", "id"), int)
+        located = questions if "image_id" in questions.rows[0] else choose(entries, owners)
+        named = spelling(located, "image_id", "id")
+        images = alone.all(lookup(located, named, keys, "visual_genome/image_data.json", int))
+        yield {"uid": list(map(str, ids)), "images": images, "text": questions.column("question"),
+               "answers": alone.all(questions.column("answer")), "image": located.column(named, int)}
+
 def read_visual_genome(root) -> dict[str, pd.DataFrame]:
     """Visual Genome QA: `[{id (or image_id), qas: [{qa_id (or id), question, answer, image_id (or not)}]}]`.
     Column `answers` (one raw string). By image id: test = last images with 5,000 questions (at most a sixth of all),
     val = as many before them."""
     file = upstream(root, "visual_genome/question_answers.json")
-    entries = records(file, read_json(file))
-    questions, owners = nested(entries, "qas")
-    if not questions.rows: raise CorpusError(file, field="qas", problem="no question; download it again")
-    ids = questions.column(spelling(questions, "qa_id", "id"), int)
-    located = questions if "image_id" in questions.rows[0] else choose(entries, owners)
-    named, photographs = spelling(located, "image_id", "id"), visual_genome_images(root)
-    keys = {id: photograph.key for id, photograph in photographs.items()}
-    keys, images = lookup(located, named, keys, "visual_genome/image_data.json", int), located.column(named, int)
+    parts = list(_genome_blocks(file, {id: photograph.key for id, photograph in visual_genome_images(root).items()}))
+    if not parts: raise CorpusError(file, field="qas", problem="no question; download it again")
+    questions = stack(parts)
     first = {}  # two images may be one photograph, which is then in one split
-    images = [first.setdefault(key, image) for key, image in zip(keys, images)]
+    images = [first.setdefault(keys, image) for keys, image in zip(questions["images"], questions.pop("image"))]
     held_out = min(5000, len(images) / 6)
     test = last_images(images, held_out)
     val = last_images([image for image in images if image not in test], held_out)
-    columns = {"uid": list(map(str, ids)), "images": _alone(keys), "text": questions.column("question"),
-               "answers": _alone(questions.column("answer"))}
-    return by_split(columns, ["test" if i in test else "val" if i in val else "train" for i in images], file)
+    return by_split(questions, ["test" if i in test else "val" if i in val else "train" for i in images], file)

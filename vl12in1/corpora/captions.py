@@ -8,12 +8,12 @@ __all__ = []
 # %% ../../nbs/26_captions.ipynb #86511796
 import warnings
 import zlib
-from array import array
+from itertools import islice
 
 import numpy as np
 import pandas as pd
 
-from .frames import CorpusError, frame, text_lines
+from .frames import BLOCK, CorpusError, frame, stack, text_lines
 from .layout import upstream
 
 # %% ../../nbs/26_captions.ipynb #pairs
@@ -36,12 +36,12 @@ def _pairs(file):
 # %% ../../nbs/26_captions.ipynb #captions
 def _captions(file) -> pd.DataFrame:
     "One row per line: `name` (CRC-32 of the address), `owner` (Python's hash of it, 64 bits), `text`."
-    names, owners, captions = array("I"), array("q"), []
-    for caption, address in _pairs(file):
-        names.append(zlib.crc32(address))
-        owners.append(hash(address))
-        captions.append(caption)
-    return pd.DataFrame({"name": np.array(names), "owner": np.array(owners), "text": captions})
+    pairs, parts = _pairs(file), []
+    while block := list(islice(pairs, BLOCK)):
+        captions, addresses = zip(*block)
+        parts.append({"name": np.array(list(map(zlib.crc32, addresses)), np.uint32),
+                      "owner": np.array(list(map(hash, addresses)), np.int64), "text": pd.array(captions, "str")})
+    return stack(parts)
 
 # %% ../../nbs/26_captions.ipynb #told-apart
 def _told_apart(captions: pd.DataFrame) -> pd.DataFrame:

@@ -7,13 +7,16 @@ __all__ = ['CorpusError']
 
 # %% ../../nbs/20_frames.ipynb #0f55975f
 import gzip
+import io
 import json
 import pickle
+import re
 import zlib
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -50,16 +53,122 @@ def read_json(file):
         except (ValueError, RecursionError) as error:
             raise CorpusError(file, problem=f"not JSON ({error}); download or unpack it again") from None
 
-# %% ../../nbs/20_frames.ipynb #read-json-lines
-def read_json_lines(file) -> list:
-    "One record per line of a JSON-lines file, packed or not, empty lines left out; CorpusError names the record."
-    rows = []
-    with text_lines(file) as lines:
+# %% ../../nbs/20_frames.ipynb #20b10c02
+PIECE = 2 ** 22  # characters that are held, or more where one value is longer
+_decoder, _space, _end = json.JSONDecoder(), re.compile(r"[ \t\n\r]*"), re.compile(r"[ \t\n\r]*[,:\]}]")
+
+class JsonStream:
+    "A JSON text as a stream of values. ValueError where it is not JSON, RecursionError where it is nested too deeply."
+
+    def __init__(self, stream):
+        "`stream`: of bytes, in one of JSON's encodings."
+        self.stream = io.TextIOWrapper(stream, json.detect_encoding(stream.peek(4)), "surrogatepass", newline="")
+        self.text, self.at, self.passed = "", 0, 0  # what is held, where reading goes on in it, characters before it
+
+    def more(self) -> bool:
+        "Hold more: as much again as is left, a piece at least. False if there is nothing more."
+        piece = self.stream.read(max(PIECE, len(self.text) - self.at))
+        if piece:
+            self.text, self.at, self.passed = self.text[self.at:] + piece, 0, self.passed + self.at
+        return bool(piece)
+
+    def peek(self) -> str:
+        "The next character that is not space; empty at the end."
+        self.at = _space.match(self.text, self.at).end()
+        while self.at == len(self.text) and self.more():
+            self.at = _space.match(self.text, self.at).end()
+        return self.text[self.at:self.at + 1]
+
+    def take(self, wanted: str) -> str:
+        "The next character, one of `wanted`; what follows it is next."
+        character = self.peek()
+        if not character or character not in wanted:
+            raise ValueError(f"expected {' or '.join(wanted)} at character {self.passed + self.at:,}")
+        self.at += 1
+        return character
+
+# %% ../../nbs/20_frames.ipynb #20b10c05
+def read_value(text: JsonStream):
+    "The value that comes next in a text."
+    text.peek()
+    while True:
         try:
-            rows.extend(json.loads(line) for line in lines if line.strip())
+            value, end = _decoder.raw_decode(text.text, text.at)
+        except json.JSONDecodeError as error:
+            if text.more(): continue
+            raise ValueError(f"{error.msg} at character {text.passed + error.pos:,}") from None
+        if _end.match(text.text, end) or not text.more():
+            text.at = end
+            return value
+
+# %% ../../nbs/20_frames.ipynb #20b10c08
+def read_array(text: JsonStream) -> Iterator:
+    "The values of the array that comes next, one by one."
+    text.take("[")
+    if text.peek() == "]": return text.take("]")
+    following = ","
+    while following == ",":
+        yield read_value(text)
+        following = text.take(",]")
+
+def read_keys(text: JsonStream) -> Iterator[str]:
+    "The keys of the object that comes next, one by one; the value behind a key has to be read before the next key is."
+    text.take("{")
+    if text.peek() == "}": return text.take("}")
+    following = ","
+    while following == ",":
+        if text.peek() != '"': text.take('"')
+        key = read_value(text)
+        text.take(":")
+        yield key
+        following = text.take(",}")
+
+# %% ../../nbs/20_frames.ipynb #20b10c11
+@contextmanager
+def json_stream(file):
+    "A JSON file, packed or not, as a JsonStream; CorpusError if it is not JSON from its beginning to its end."
+    with text_lines(file) as content:
+        try:
+            text = JsonStream(content)
+            yield text
+            if text.peek(): raise ValueError(f"more than one value, from character {text.passed + text.at:,} on")
         except (ValueError, RecursionError) as error:
-            raise CorpusError(file, len(rows), problem=f"not a JSON line ({error})") from None
-    return rows
+            raise CorpusError(file, problem=f"not JSON ({error}); download or unpack it again") from None
+
+def _listed(text: JsonStream, under: str | None) -> Iterator:
+    "The values of the array that comes next, or of that under a key of the object that does; none of anything else."
+    if under is None and text.peek() == "[": yield from read_array(text)
+    elif under is not None and text.peek() == "{":
+        for key in read_keys(text):
+            if key == under: yield from _listed(text, None)
+            else: read_value(text)
+    else: read_value(text)
+
+def json_records(file, under: str | None = None) -> Iterator:
+    "The records of the list in a JSON file, or in its field `under`, one by one; CorpusError if it is not JSON."
+    with json_stream(file) as text: yield from _listed(text, under)
+
+def json_items(file) -> Iterator[tuple]:
+    "Key and value of all records of the object in a JSON file, one by one; CorpusError if it is not JSON."
+    with json_stream(file) as text:
+        if text.peek() != "{": read_value(text)
+        else: yield from ((key, read_value(text)) for key in read_keys(text))
+
+# %% ../../nbs/20_frames.ipynb #read-json-lines
+def json_lines(file) -> Iterator:
+    "The record in each line of a JSON-lines file, packed or not, empty lines left out; CorpusError names the record."
+    number = 0
+    with text_lines(file) as lines:
+        for line in filter(bytes.strip, lines):
+            try: record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise CorpusError(file, number, problem=f"not a JSON line ({error}); download it again") from None
+            yield record
+            number += 1
+
+def read_json_lines(file) -> list:
+    "All records of a JSON-lines file."
+    return list(json_lines(file))
 
 # %% ../../nbs/20_frames.ipynb #plainunpickler
 class _PlainUnpickler(pickle.Unpickler):
@@ -134,6 +243,26 @@ def records(file, content, under: str | None = None) -> Records:
     if not isinstance(rows, list) or not rows:
         raise CorpusError(file, field=under, problem="expected a list of records, and at least one")
     return Records(Path(file), rows)
+
+# %% ../../nbs/20_frames.ipynb #20b10c21
+BLOCK = 2 ** 13  # records that are turned into columns at once
+
+def blocks(
+    file,                              # that errors name
+    rows: Iterable,                    # its records
+    field: str | None = None,          # that they are in; None: all of the file
+    wanted: str = "a list of records",  # what an error asks for
+) -> Iterator[Records]:
+    "Records of a file, `BLOCK` at a time, called by their numbers in the file; CorpusError if there is none."
+    rows, first = iter(rows), 0
+    while block := list(islice(rows, BLOCK)):
+        yield Records(Path(file), block, first.__add__)
+        first += len(block)
+    if not first: raise CorpusError(file, field=field, problem=f"expected {wanted}, and at least one")
+
+def read_blocks(file, under: str | None = None) -> Iterator[Records]:
+    "The records of the list in a JSON file, or in its field `under`, in blocks."
+    return blocks(file, json_records(file, under), under)
 
 # %% ../../nbs/20_frames.ipynb #lookup
 def lookup(records: Records, field: str, table: dict, source: str, *kinds: type) -> list:
@@ -214,6 +343,12 @@ def frame(columns, file) -> pd.DataFrame:
         raise CorpusError(file, problem=f"{len(repeated)} ids repeat another, {repeated.iloc[0]!r} first; "
                           "every example needs an id of its own")
     return result
+
+# %% ../../nbs/20_frames.ipynb #20b10c31
+def stack(parts: Iterable) -> pd.DataFrame:
+    "The rows of `parts`, tables of the same columns, one after the other."
+    parts = list(map(pd.DataFrame, parts))
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
 
 # %% ../../nbs/20_frames.ipynb #by-split
 def by_split(columns, splits: list[str], file) -> dict[str, pd.DataFrame]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .frames import (CorpusError, Records, by_split, lookup, nested, read_json, records, shown,
+from .frames import (CorpusError, Records, by_split, lookup, nested, read_blocks, read_json, records, shown, stack,
                                     text_lines)
 from .images import genome_aliases
 from .layout import release_of, upstream
@@ -31,14 +31,18 @@ def apart(splits: dict[str, pd.DataFrame], file) -> dict[str, pd.DataFrame]:
 # %% ../../nbs/23_retrieval.ipynb #karpathy
 _splits = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
+def _sentences(images: Records, keys_of) -> dict:
+    "Columns of the sentences of a block of images, and their splits in `split`."
+    keys, splits = [(key,) for key in keys_of(images)], lookup(images, "split", _splits, "train, restval, val, test")
+    sentences, owners = nested(images, "sentences")
+    return {"uid": list(map(str, sentences.column("sentid", int))), "images": [keys[owner] for owner in owners],
+            "text": sentences.column("raw"), "split": [splits[owner] for owner in owners]}
+
 def _karpathy(file, keys_of) -> dict[str, pd.DataFrame]:
     "One row per sentence of a file in Karpathy's format; `keys_of` gives the image keys of its image records."
-    images = records(file, read_json(file), "images")
-    keys, splits = keys_of(images), lookup(images, "split", _splits, "train, restval, val, test")
-    sentences, owners = nested(images, "sentences")
-    columns = {"uid": list(map(str, sentences.column("sentid", int))), "images": [(keys[owner],) for owner in owners],
-               "text": sentences.column("raw")}
-    return apart(by_split(columns, [splits[owner] for owner in owners], file), file)
+    sentences = stack(_sentences(images, keys_of) for images in read_blocks(file, "images"))
+    splits = sentences.pop("split")
+    return apart(by_split(sentences, splits, file), file)
 
 # %% ../../nbs/23_retrieval.ipynb #held-out
 def _held_out(images) -> dict[int, str]:
@@ -84,8 +88,8 @@ def flickr30k_keys(records: Records, field: str) -> list[str]:
 # %% ../../nbs/23_retrieval.ipynb #renamed
 def renamed(splits: dict[str, pd.DataFrame], aliases: dict[str, str]) -> dict[str, pd.DataFrame]:
     "The frames with every image under its canonical key; `aliases`: alias -> key."
-    return {split: part.assign(images=[tuple(aliases.get(key, key) for key in keys) for keys in part["images"]])
-            for split, part in splits.items()}
+    named = {keys: tuple(aliases.get(key, key) for key in keys) for part in splits.values() for keys in part["images"]}
+    return {split: part.assign(images=[named[keys] for keys in part["images"]]) for split, part in splits.items()}
 
 # %% ../../nbs/23_retrieval.ipynb #lines
 def _lines(file) -> list[str]:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from .frames import CorpusError, Records, frame, lookup, read_json_lines, records, shown, text_lines
+from .frames import (CorpusError, Records, blocks, frame, json_lines, lookup, read_json_lines, records, shown, stack,
+                                    text_lines)
 from .images import genome_aliases, nlvr2_aliases
 from .layout import release_of, upstream
 from .retrieval import apart, flickr30k_keys, renamed
@@ -50,7 +51,7 @@ def read_nlvr2(root) -> dict[str, pd.DataFrame]:
 _entailment = {"contradiction": 0, "neutral": 1, "entailment": 2}
 
 def _pairs(pairs: Records) -> pd.DataFrame:
-    "Example frame of the pairs of one file; its first record says how the fields are called."
+    "Example frame of pairs of one file; the first of them says how the fields are called."
     fields = pairs.rows[0] if isinstance(pairs.rows[0], dict) else {}
     image = next((name for name in ("Flickr30K_ID", "Flickr30kID", "image") if name in fields), "Flikr30kID")
     captioned = "hypothesis" not in fields
@@ -91,7 +92,7 @@ def _snli_ve_split(root, release: str, name: str) -> pd.DataFrame:
     "The pairs of `train`, `dev` or `test` in a release of SNLI-VE."
     if release == "original":
         file = upstream(root, f"snli_ve/snli_ve_{name}.jsonl")
-        return _pairs(records(file, read_json_lines(file)))
+        return frame(stack(map(_pairs, blocks(file, json_lines(file)))), file)
     if release == "e-snli-ve":
         [table] = _tables([upstream(root, f"snli_ve/esnlive_{name}.csv")], ",")
         return _pairs(table)
