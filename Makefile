@@ -52,6 +52,7 @@ benchmark: .venv/ready
 	mkdir -p build
 	python -m vl12in1.study.notebooks run benchmark_step
 	python -m vl12in1.study.notebooks run benchmark_features
+	python -m vl12in1.study.notebooks run benchmark_files
 	python -m vl12in1.study.notebooks run benchmark_bytes
 	@cat reports/benchmarks/*.md
 

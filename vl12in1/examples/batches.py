@@ -145,7 +145,7 @@ class Examples:
         self.task, self.frame, self.sources = TRAINABLE[task], frame.reset_index(drop=True), sources
         self.head = HEADS.get(self.task.head, Head)  # pre-training has none: its targets are what it hides
         check_frame(task, self.frame, self.head.images)
-        self.tokens = TokenIds(frame.text.tolist(), sources.tokenizer, self.task.text_length)
+        self.tokens = TokenIds(self.frame.text, sources.tokenizer, self.task.text_length)
         self.images = self.frame.images.tolist()
         self._columns, self._kept, self._room = {}, {}, KEPT
 

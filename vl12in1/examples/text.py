@@ -84,7 +84,7 @@ class TokenIds:
     "Ids of word pieces of many texts: `ids[row]` is a text's, (n,) int64. `lengths`: (texts,) int64."
 
     def __init__(self, texts, tokenizer, length):
-        "Of a list of `texts`, each cut by a `Tokenizer` to at most `length`."
+        "Of `texts`, a list or a column of a frame, each cut by a `Tokenizer` to at most `length`."
         parts, lengths = [], []
         for first in range(0, len(texts), BLOCK):
             cut = tokenizer(texts[first:first + BLOCK], length)
