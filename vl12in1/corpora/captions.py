@@ -44,10 +44,11 @@ def _captions(file) -> pd.DataFrame:
     return stack(parts)
 
 # %% ../../nbs/26_captions.ipynb #told-apart
-def _told_apart(captions: pd.DataFrame) -> pd.DataFrame:
-    "The first caption of every address, without addresses that share their name."
-    captions = captions[~captions["owner"].duplicated()]
-    return captions[~captions["name"].duplicated(keep=False)]
+def _told_apart(captions: pd.DataFrame) -> np.ndarray:
+    "Which rows are kept, (captions,) bool: the first caption of every address, without addresses that share their name."
+    kept = ~captions["owner"].duplicated().to_numpy()
+    kept[kept] = ~captions["name"][kept].duplicated(keep=False)
+    return kept
 
 # %% ../../nbs/26_captions.ipynb #examples
 def _examples(captions: pd.DataFrame, file) -> pd.DataFrame:
@@ -61,10 +62,10 @@ def read_conceptual_captions(root) -> dict[str, pd.DataFrame]:
     Repeated addresses, and addresses that share their CRC-32 with another, are left out; a warning says how many."""
     names = {"val": "Validation_GCC-1.1.0-Validation", "train": "Train_GCC-training"}
     files = {split: upstream(root, f"conceptual_captions/{name}.tsv") for split, name in names.items()}
-    captions = pd.concat([_captions(file).assign(split=split) for split, file in files.items()])
-    kept = _told_apart(captions)
-    if left := len(captions) - len(kept):
-        warnings.warn(f"{files['train'].parent}: {left} of {len(captions)} captions left out, because another "
+    captions = {split: _captions(file) for split, file in files.items()}
+    kept = _told_apart(pd.concat([part[["name", "owner"]] for part in captions.values()], ignore_index=True))
+    if left := len(kept) - kept.sum():
+        warnings.warn(f"{files['train'].parent}: {left} of {len(kept)} captions left out, because another "
                       "caption has the same address or an address with the same CRC-32", stacklevel=2)
-    del captions
-    return {split: _examples(kept[kept["split"] == split], files[split]) for split in ("train", "val")}
+    kept = dict(zip(captions, np.split(kept, [len(captions["val"])])))
+    return {split: _examples(captions.pop(split)[kept[split]], files[split]) for split in ("train", "val")}
