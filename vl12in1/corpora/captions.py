@@ -34,14 +34,14 @@ def _pairs(file):
     if number < 0: raise CorpusError(file, problem="empty; download it again")
 
 # %% ../../nbs/26_captions.ipynb #captions
-def _captions(file) -> pd.DataFrame:
-    "One row per line: `name` (CRC-32 of the address), `owner` (Python's hash of it, 64 bits), `text`."
+def _captions(file) -> list[pd.DataFrame]:
+    "Blocks of lines, a row per line: `name` (CRC-32 of the address), `owner` (Python's hash of it, 64 bits), `text`."
     pairs, parts = _pairs(file), []
     while block := list(islice(pairs, BLOCK)):
         captions, addresses = zip(*block)
-        parts.append({"name": np.array(list(map(zlib.crc32, addresses)), np.uint32),
-                      "owner": np.array(list(map(hash, addresses)), np.int64), "text": pd.array(captions, "str")})
-    return stack(parts)
+        names, owners = np.array(list(map(zlib.crc32, addresses)), np.uint32), np.array(list(map(hash, addresses)), np.int64)
+        parts.append(pd.DataFrame({"name": names, "owner": owners, "text": pd.array(captions, "str")}))
+    return parts
 
 # %% ../../nbs/26_captions.ipynb #told-apart
 def _told_apart(captions: pd.DataFrame) -> np.ndarray:
@@ -51,11 +51,14 @@ def _told_apart(captions: pd.DataFrame) -> np.ndarray:
     return kept
 
 # %% ../../nbs/26_captions.ipynb #examples
-def _examples(captions: pd.DataFrame, file) -> pd.DataFrame:
-    "The example frame of rows of `_captions`."
-    return frame({"uid": captions["name"].astype(str).array,
-                  "images": [(f"conceptual_captions:{name}",) for name in captions["name"]],
-                  "text": captions["text"].array}, file)
+def _examples(parts: list, kept: np.ndarray):
+    "Columns of the examples of each of `parts`, which are given up one by one; `kept`: which of their rows are examples, (rows,) bool."
+    while parts:
+        part = parts.pop(0)
+        own, kept = kept[:len(part)], kept[len(part):]
+        names = part["name"][own]
+        yield {"uid": names.astype(str).array, "images": [(f"conceptual_captions:{name}",) for name in names],
+               "text": part["text"][own].array}
 
 def read_conceptual_captions(root) -> dict[str, pd.DataFrame]:
     """Conceptual Captions: lines of caption, tab, address. No target column, no test; uid = CRC-32 of the address.
@@ -63,9 +66,9 @@ def read_conceptual_captions(root) -> dict[str, pd.DataFrame]:
     names = {"val": "Validation_GCC-1.1.0-Validation", "train": "Train_GCC-training"}
     files = {split: upstream(root, f"conceptual_captions/{name}.tsv") for split, name in names.items()}
     captions = {split: _captions(file) for split, file in files.items()}
-    kept = _told_apart(pd.concat([part[["name", "owner"]] for part in captions.values()], ignore_index=True))
+    kept = _told_apart(pd.concat([part[["name", "owner"]] for parts in captions.values() for part in parts], ignore_index=True))
     if left := len(kept) - kept.sum():
         warnings.warn(f"{files['train'].parent}: {left} of {len(kept)} captions left out, because another "
                       "caption has the same address or an address with the same CRC-32", stacklevel=2)
-    kept = dict(zip(captions, np.split(kept, [len(captions["val"])])))
-    return {split: _examples(captions.pop(split)[kept[split]], files[split]) for split in ("train", "val")}
+    kept = dict(zip(captions, np.split(kept, [sum(map(len, captions["val"]))])))
+    return {split: frame(stack(_examples(captions[split], kept[split])), files[split]) for split in ("train", "val")}

@@ -338,8 +338,8 @@ def fractions(
 def frame(columns, file) -> pd.DataFrame:
     "An example frame from its columns; CorpusError (about `file`) if a `uid` appears twice."
     result = pd.DataFrame(columns)
-    repeated = result["uid"][result["uid"].duplicated()]
-    if len(repeated):
+    if result["uid"].nunique(dropna=False) < len(result):
+        repeated = result["uid"][result["uid"].duplicated()]
         raise CorpusError(file, problem=f"{len(repeated)} ids repeat another, {repeated.iloc[0]!r} first; "
                           "every example needs an id of its own")
     return result

@@ -8,12 +8,13 @@ __all__ = ['visual_genome_objects']
 # %% ../../nbs/27_objects.ipynb #a38b08bd
 import re
 from pathlib import Path
+from sys import intern
 
 import numpy as np
 import pandas as pd
 
 from ..boxes import xywh_to_xyxy
-from .frames import Records, lookup, nested, read_json, records, shown
+from .frames import Records, lookup, nested, read_blocks, shown, stack
 from .images import optional, spelling, visual_genome_images
 from .layout import upstream
 
@@ -29,11 +30,12 @@ def _strings(objects: Records, lists: list, field: str) -> list[list[str]]:
 
 def _attributes(root) -> dict[int, tuple[str, ...]]:
     "object_id -> attributes, for the objects that have any; those of an object that is listed twice are taken together."
-    file = upstream(root, "visual_genome/attributes.json")
-    objects, _ = nested(records(file, read_json(file)), "attributes")
-    ids, by_object = objects.column(spelling(objects, "object_id", "id"), int), {}
-    for id, attributes in zip(ids, _strings(objects, optional(objects, "attributes", [], list), "attributes")):
-        if attributes: by_object[id] = by_object.get(id, ()) + tuple(attributes)
+    by_object = {}
+    for entries in read_blocks(upstream(root, "visual_genome/attributes.json")):
+        objects, _ = nested(entries, "attributes")
+        ids = objects.column(spelling(objects, "object_id", "id"), int)
+        for id, attributes in zip(ids, _strings(objects, optional(objects, "attributes", [], list), "attributes")):
+            if attributes: by_object[id] = by_object.get(id, ()) + tuple(map(intern, attributes))
     return by_object
 
 # %% ../../nbs/27_objects.ipynb #coordinates
@@ -59,16 +61,18 @@ def _names(objects: Records) -> list[str]:
     return [listed[0] if listed else "" for listed in _strings(objects, names, field)]
 
 # %% ../../nbs/27_objects.ipynb #visual-genome-objects
-def visual_genome_objects(root: str | Path) -> pd.DataFrame:
-    """Visual Genome's objects, `objects.json` [{image_id, objects: [{object_id, x, y, w, h, names}]}] and their
-    `attributes.json`: columns `image` (canonical key), `name` (the first), `attributes` (tuple), `box` (fractions)."""
-    file = upstream(root, "visual_genome/objects.json")
-    entries, images = records(file, read_json(file)), visual_genome_images(root)
+def _objects(entries: Records, images: dict, attributes: dict) -> pd.DataFrame:
+    "The objects of a block of images; `images`: Visual Genome id -> Photograph, `attributes`: as `_attributes` has them."
     photographs = lookup(entries, spelling(entries, "image_id", "id"), images, "visual_genome/image_data.json", int)
     objects, owners = nested(entries, "objects")
     boxes, kept = _clipped(objects, [photographs[owner][1:] for owner in owners])
-    attributes, ids = _attributes(root), objects.column(spelling(objects, "object_id", "id"), int)
+    ids = objects.column(spelling(objects, "object_id", "id"), int)
     result = pd.DataFrame({"image": [photographs[owner].key for owner in owners], "name": _names(objects),
-                           "attributes": [attributes.get(id, ()) for id in ids],
-                           "box": list(map(tuple, boxes.tolist()))})
-    return result[kept & (result["name"] != "")].reset_index(drop=True)
+                           "attributes": [attributes.get(id, ()) for id in ids], "box": list(map(tuple, boxes.tolist()))})
+    return result[kept & (result["name"] != "")]
+
+def visual_genome_objects(root: str | Path) -> pd.DataFrame:
+    """Visual Genome's objects, `objects.json` [{image_id, objects: [{object_id, x, y, w, h, names}]}] and their
+    `attributes.json`: columns `image` (canonical key), `name` (the first), `attributes` (tuple), `box` (fractions)."""
+    file, images, attributes = upstream(root, "visual_genome/objects.json"), visual_genome_images(root), _attributes(root)
+    return stack(_objects(entries, images, attributes) for entries in read_blocks(file))

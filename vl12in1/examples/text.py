@@ -85,12 +85,12 @@ class TokenIds:
 
     def __init__(self, texts, tokenizer, length):
         "Of `texts`, a list or a column of a frame, each cut by a `Tokenizer` to at most `length`."
-        parts, lengths = [], []
+        parts, lengths, kind = [], [], np.min_scalar_type(len(tokenizer))
         for first in range(0, len(texts), BLOCK):
             cut = tokenizer(texts[first:first + BLOCK], length)
-            parts.append(np.array(list(chain.from_iterable(cut)), np.int32))
+            parts.append(np.array(list(chain.from_iterable(cut)), kind))
             lengths += map(len, cut)
-        self.flat, self.lengths = np.concatenate([np.zeros(0, np.int32), *parts]), np.array(lengths, np.int64)
+        self.flat, self.lengths = np.concatenate([np.zeros(0, kind), *parts]), np.array(lengths, np.int64)
         self.begins = np.concatenate([[0], self.lengths.cumsum()])
 
     def __len__(self): return len(self.lengths)
