@@ -6,6 +6,7 @@ import pickle
 import re
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 
 from fuzz import encode, tries, write
 from vl12in1 import cleaning, corpora, world
-from vl12in1.corpora import CorpusError
+from vl12in1.corpora import CorpusError, captions, frames
 from vl12in1.corpora.answering import last_images
 from vl12in1.corpora.frames import Records, box_column, choose, fractions, gather, nested, read_json_lines, read_pickle
+from vl12in1.examples.stored import read_frames, write_frames
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A complete data folder, a few records per file. `files()` gives its content; tests change one thing and write it.
@@ -411,8 +413,32 @@ def test_wrong_record(tmp_path, content, corpus, change, where, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize("corpus, change, where, words", WRONG.values(), ids=WRONG.keys())
+def test_wrong_record_in_whichever_block(tmp_path, content, corpus, change, where, words):
+    with mock.patch.object(frames, "BLOCK", 1), mock.patch.object(captions, "BLOCK", 1):
+        test_wrong_record(tmp_path, content, corpus, change, where, words)
+
+
 def test_every_corpus_has_a_wrong_record():
     assert {corpus for corpus, *_ in WRONG.values()} | {"refcoco", "refcoco+"} == set(corpora.READERS)
+
+
+def test_blocks_of_any_size_make_equal_frames(tmp_path, content):
+    root = write(tmp_path, content)
+    whole = corpora.load(root)
+    for size in (1, 3):
+        with mock.patch.object(frames, "BLOCK", size), mock.patch.object(captions, "BLOCK", size): parts = corpora.load(root)
+        for corpus, splits in whole.items():
+            for split, frame in splits.items(): pd.testing.assert_frame_equal(parts[corpus][split], frame)
+
+
+def test_stored_frames_are_what_was_read(tmp_path, content):
+    read = corpora.load(write(tmp_path / "data", content))
+    write_frames(read, tmp_path / "frames")
+    stored = read_frames(tmp_path / "frames")
+    assert {corpus: {*splits} for corpus, splits in stored.items()} == {corpus: {*splits} for corpus, splits in read.items()}
+    for corpus, splits in read.items():
+        for split, frame in splits.items(): pd.testing.assert_frame_equal(stored[corpus][split], frame)
 
 
 def test_what_hangs_over_is_cut_off(tmp_path, content):
