@@ -12,7 +12,6 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from vl12in1.model.checkpoints import read_published  # noqa: E402
 from vl12in1.tasks import TASKS  # noqa: E402
 from vl12in1.toy import toy_frames, toy_sources  # noqa: E402
 from vl12in1.training.balancing import ScaledLosses  # noqa: E402
+from vl12in1.training.evaluation import outputs  # noqa: E402
 from vl12in1.training.feed import Readers  # noqa: E402
 from vl12in1.training.machine import Machine  # noqa: E402
 from vl12in1.training.schedules import RoundRobin  # noqa: E402
@@ -166,16 +166,13 @@ def beside_plain(trainer, batch) -> dict:
     return times | dict(operations=operations(lambda: step(PRECISIONS["float32"])))
 
 
-def ranking(model, batch, captions=32) -> dict:
-    "Pairs a second, in bfloat16 and in float32, of so many captions with all images of a batch."
-    crossed = replace(batch, tokens=batch.tokens[:captions], text_lengths=batch.text_lengths[:captions], targets=None, crossed=True,
-                      word_count=None, region_count=None)
-    model.eval()
+def ranking(model, examples) -> dict:
+    "Pairs a second, in bfloat16 and in float32, of a test: all captions with all of their images, on their way to the device and back."
+    questions = list(model.head(examples.task.name).questions(examples, 512))
+    pairs = sum(len(rows) * len(columns) for (rows, columns), _ in questions)
 
-    @torch.inference_mode()
     def rank(machine):
-        with machine.autocast(): return model(crossed)
-    pairs = len(crossed.tokens) * len(crossed.features)
+        for _, _, logits in outputs(model, questions, machine): logits.cpu()
     return {name: pairs / statistics.median(seconds(lambda: rank(machine), WARM_UP + 3)[WARM_UP:]) for name, machine in PRECISIONS.items()}
 
 
@@ -229,7 +226,7 @@ def main(folder, fraction=1.):
         report["steps"][name] = sizes(batch) | dict(feed_seconds=feeding[name], operations=count, **times)
         print(name, report["steps"][name], flush=True)
     report["waiting"] = waiting(one, "vqa")
-    report["ranking"] = ranking(model, feeds["coco_retrieval"].train[0].to(DEVICE))
+    report["ranking"] = ranking(model, examples["coco_retrieval"])
     report["plain"] = beside_plain(one, feeds["vqa"].train[0].to(DEVICE))
     print({name: report[name] for name in ("waiting", "ranking", "plain")}, flush=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -86,14 +86,14 @@ class Plain(nn.Module):
         return next(own for name, own in logits.items() if self.model.heads[name] is head).float()
 
     def rank(self, batch) -> torch.Tensor:
-        "Scores of a crossed batch of one text and M images, in the published fast mode: what precedes the meeting once for the text."
+        "Scores of one text with the M images that stand beside it in a batch, in the published fast mode: what precedes the meeting once."
         encoder, batch = self.model.encoder, self.model.encoder.prepared(batch)
         streams, masks = begin(encoder, batch)
         meet, count = meeting(encoder.order), len(batch.features)
         streams = layers(encoder, encoder.order[:meet], streams, masks)
         streams, masks = ({name: every.expand(count, *every.shape[1:]) for name, every in of.items()} for of in (streams, masks))
         streams = layers(encoder, encoder.order[meet:], streams, masks)
-        pairs = replace(batch, tokens=batch.tokens.expand(count, -1), crossed=False)
+        pairs = replace(batch, tokens=batch.tokens.expand(count, -1))
         encoded = Encoded(streams["text"], streams["image"], *encoder.pool(streams["text"][:, 0], streams["image"][:, 0]))
         return self.heads(encoded, pairs)["match"]
 

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from torch.nn import functional as F
 from vl12in1.model import Batch, Pretraining, TwelveInOne, ViLBERTConfig
 from vl12in1.model.blocks import Layout, Stream, attend, attend_few, attend_first, shortest
-from vl12in1.model.interface import FIRST, REGIONS, WHOLE, written_out
+from vl12in1.model.interface import FIRST, REGIONS, WHOLE, Crossing, written_out
 from vl12in1.model.layers import LAYERS, needed
 from vl12in1.tasks import TASKS
 
@@ -81,10 +81,10 @@ def test_every_way_of_attention_is_taken_by_a_model():
 @given(texts=st.lists(st.integers(1, 9), min_size=1, max_size=4), images=st.lists(st.integers(1, 30), min_size=1, max_size=4))
 def test_crossed_pairs_are_the_pairs_written_out(texts, images):
     encoder = make(WIDE).encoder
-    few, many = batch_of(texts, [1] * len(texts)), batch_of([1] * len(images), images)
-    crossed = replace(few, features=many.features, spatials=many.spatials, region_counts=many.region_counts, crossed=True)
-    crossed = encoder.prepared(crossed)
-    with torch.no_grad(): torch.testing.assert_close(encoder.cross(crossed), encoder(written_out(crossed)).pooled, rtol=1e-5, atol=1e-5)
+    few, many = (encoder.prepared(batch_of(*lengths)) for lengths in ((texts, [1] * len(texts)), ([1] * len(images), images)))
+    with torch.no_grad():
+        crossed = encoder.together(encoder.alone(few, "text"), encoder.alone(many, "image"))
+        torch.testing.assert_close(crossed, encoder(written_out(few, many)).pooled, rtol=1e-5, atol=1e-5)
 
 
 @given(st.lists(st.sampled_from(["text", "image", "co"]), min_size=1, max_size=8),
@@ -108,9 +108,11 @@ def test_logits_are_those_of_the_plain_computation_with_all_heads(task):
 
 def test_ranking_is_that_of_the_published_fast_mode():
     model, text, images = make(WIDE).eval(), batch_of([7], [1], "coco_retrieval"), batch_of([1, 1, 1], [30, 12, 21])
-    crossed = replace(text, features=images.features, spatials=images.spatials, region_counts=images.region_counts, crossed=True)
-    with torch.no_grad(): expected, ours = plain.Plain(model, Pretraining(WIDE, classes=9)).eval().rank(crossed), model(crossed)
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    beside = replace(text, features=images.features, spatials=images.spatials, region_counts=images.region_counts)
+    with torch.no_grad():
+        expected = plain.Plain(model, Pretraining(WIDE, classes=9)).eval().rank(beside)
+        ours = model(Crossing([text], [images]))
+    torch.testing.assert_close(ours, expected[None], rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_of_attention_weights_is_on_average_nothing():

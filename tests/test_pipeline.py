@@ -412,6 +412,12 @@ def test_cleaning_comes_before_whatever_learns(graph):
     assert all("clean" in before(graph, stage) for stage in learning)
 
 
+def test_look_alikes_are_found_once_before_whatever_learns_from_them(graph):
+    assert {"clean", "regions"} <= before(graph, "neighbours")
+    users = {stage for stage, needed in graph.items() if "neighbours" in needed}
+    assert users == {*(f"train@{name}" for name in GRID["runs"]), *(f"train_follower@{name}" for name in GRID["followers"])}
+
+
 def test_the_pipeline_draws_no_line_back(graph):
     assert not any("table" in needed or "figure" in needed for stages in graph.values() for needed in stages)
     assert "views" in graph["world"] and graph["views"] == set()
@@ -629,6 +635,14 @@ def test_more_seeds_concern_the_runs_that_are_repeated_and_what_they_begin_with(
     begun = {"scratch", *(f"pretrain@{key}" for key in GRID["pretraining"])}
     asked = {"forgetting", "calibration"}  # of the models of each seed
     try: assert stale(finished) == repeated | begun | asked
+    finally: undo()
+
+
+@pytest.mark.slow
+def test_the_pool_of_retrieval_concerns_tests_alone(finished):
+    undo = edit(finished / f"profiles/{GRID['profile']}.yaml", "retrieval: {pool: 1000}", "retrieval: {pool: null}")
+    tests = {*(f"test@{name}" for name in GRID["runs"]), *(f"test_follower@{name}" for name in GRID["followers"])}
+    try: assert stale(finished) == tests
     finally: undo()
 
 

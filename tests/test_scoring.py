@@ -149,8 +149,10 @@ def test_late_pairing_scores_as_pair_by_pair(shared, model, batch_size):
 def test_a_crossed_batch_is_its_pairs_written_out(connections):
     encoder = ViLBERTConfig.miniature(dropout=0., **connections).encoder().eval()
     batch = Batch("coco_retrieval", torch.randint(1, 1000, (3, 6)), torch.tensor([6, 2, 4]), torch.randn(5, 4, 64), torch.rand(5, 4, 5),
-                  torch.tensor([3, 4, 2, 1, 4]), crossed=True)
-    with torch.inference_mode(): crossed, pairs = encoder.cross(batch), encoder(written_out(batch)).pooled
+                  torch.tensor([3, 4, 2, 1, 4]))
+    with torch.inference_mode():
+        crossed = encoder.together(encoder.alone(batch, "text"), encoder.alone(batch, "image"))
+        pairs = encoder(written_out(batch, batch)).pooled
     torch.testing.assert_close(crossed, pairs, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(pairs[:5], pairs[5:10], atol=1e-3)  # pairs of another text are others
 

@@ -21,6 +21,7 @@ from .evaluation.predict import predict as predict_examples
 from .examples.batches import Examples, Sources, given_rows
 from .examples.text import AnswerVocabulary, Tokenizer
 from .model import CheckpointError, TwelveInOne
+from .model.heads import BLOCK
 from .model.interface import method_of
 from .regions import Regions, RegionStore
 from .regions.detector import read_picture
@@ -376,11 +377,9 @@ def match(
     shown = self.examples_of(task, [(image,) for image in images], [""] * len(images))
     keys = [key for (key,) in shown.images]
     examples = Examples(task, example_frame([tuple(keys[:1])] * len(captions), captions), shown.sources)
-    pairings = torch.cartesian_prod(torch.arange(len(captions)), torch.arange(len(keys)))
-    batches = ((pairing, examples.pairs(pairing[:, 0].tolist(), [keys[column] for column in pairing[:, 1].tolist()]))
-               for pairing in pairings.split(self.batch_size))
-    logits = [logits.cpu() for _, _, logits in outputs(self.model, batches, self.machine)]
-    return torch.cat(logits).view(len(captions), len(keys))
+    head, rows = self.model.head(task), range(len(captions))
+    blocks = ((rows, head.crossed(examples, rows, keys[first:first + BLOCK], self.batch_size)) for first in range(0, len(keys), BLOCK))
+    return torch.cat([logits.cpu() for _, _, logits in outputs(self.model, blocks, self.machine)], 1)
 
 # %% ../nbs/65_predictor.ipynb #find
 @method_of(Predictor)
@@ -421,5 +420,5 @@ def predict(self, frame, task) -> pd.DataFrame:
     sources = Sources(self.regions, self.given, self.tokenizer, self.vocabularies)
     if "uid" not in frame: frame = frame.assign(uid=[str(row) for row in range(len(frame))])
     examples = Examples(task, frame, sources)
-    table = predict_examples(self.model, examples, self.machine, self.batch_size)
+    table = predict_examples(self.model, examples, self.machine, self.batch_size, pool=None)
     return table.assign(prediction=self.model.head(task).in_words(examples, table.prediction.tolist()))

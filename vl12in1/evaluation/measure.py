@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .predict import all_metrics, predict
+from .predict import POOL, all_metrics, predict
 from .kinds import item_columns
 from .records import write_results
 from .submissions import write_items, write_submission
@@ -22,9 +22,9 @@ from ..training.runs import run_of
 from ..training.train import examples_of, models_of
 
 # %% ../../nbs/63a_measure.ipynb #predictions-of
-def predictions_of(model, tests, machine, folder) -> dict[str, pd.DataFrame]:
-    "task -> what `model` predicts of its test items; also written to `folder`. `tests`: task -> `Examples`."
-    predictions = {task: predict(model, examples, machine) for task, examples in tests.items()}
+def predictions_of(model, tests, machine, folder, pool=POOL) -> dict[str, pd.DataFrame]:
+    "task -> what `model` predicts of its test items; also written to `folder`. `tests`: task -> `Examples`; `pool`: see `predict`."
+    predictions = {task: predict(model, examples, machine, pool=pool) for task, examples in tests.items()}
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_items(predictions, Path(folder) / "items.csv")
     for task, examples in tests.items(): write_submission(task, examples.frame, predictions[task], Path(folder))
@@ -58,7 +58,7 @@ def measure_run(name, study, root) -> dict:
     for model, tasks, seed in models_of(run, tests, study["seeds"][run.seeds]):
         trained = TwelveInOne.from_pretrained(models / model / f"seed{seed}").to(machine.device)
         own = {task: tests[task] for task in tasks if len(tests[task])}
-        predictions = predictions_of(trained, own, machine, predicted / model / f"seed{seed}")
+        predictions = predictions_of(trained, own, machine, predicted / model / f"seed{seed}", study["retrieval"]["pool"])
         for task, (official, of_items, columns) in measured(own, predictions).items():
             metrics.setdefault(model, {}).setdefault(f"seed{seed}", {})[task] = official
             scores[model, seed, task] = of_items

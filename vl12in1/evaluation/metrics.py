@@ -162,20 +162,28 @@ def retrieval_metrics(scores, own) -> dict[str, float]:
 
 # %% ../../nbs/60_metrics.ipynb #retrieval-folds
 def retrieval_folds(scores, own, size=1000) -> dict[str, float]:
-    "Mean `retrieval_metrics` over disjoint folds of `size` images, in the order of columns; COCO's 1K protocol."
+    """Mean `retrieval_metrics` over disjoint folds of `size` images, in the order of the numbers in `own`; COCO's 1K protocol. `scores`
+    (captions, images), or (captions, size), of the images of the caption's fold alone."""
     scores, own = np.asarray(scores), np.asarray(own)
-    if scores.shape[1] % size: raise ValueError(f"{scores.shape[1]} images cannot be divided into folds of {size}")
+    images = max(scores.shape[1], own.max() + 1)
+    if images % size: raise ValueError(f"{images} images cannot be divided into folds of {size}")
     folds = []
-    for start in range(0, scores.shape[1], size):
+    for start in range(0, images, size):
         rows = np.flatnonzero((start <= own) & (own < start + size))
-        folds.append(retrieval_metrics(scores[rows, start:start + size], own[rows] - start))
+        of_fold = scores[rows] if scores.shape[1] == size else scores[rows, start:start + size]
+        folds.append(retrieval_metrics(of_fold, own[rows] - start))
     return pd.DataFrame(folds).mean().to_dict()
 
 # %% ../../nbs/60_metrics.ipynb #caption-metrics
 def caption_metrics(frame, scores) -> dict[str, float]:
-    "`retrieval_metrics` of a frame of captions; `scores` (captions, images), images in order of first appearance."
+    """`retrieval_metrics` of a frame of captions; `scores` (captions, images), images in order of first appearance. Of scores within
+    folds, as `retrieval_folds` has them, their means: of folds of 1,000 images the names begin with 1K."""
     _check(frame, scores)
-    return retrieval_metrics(scores, pd.factorize(frame["images"].str[0])[0])
+    own, keys = pd.factorize(frame["images"].str[0])
+    size = len(scores[0])
+    if size >= len(keys): return retrieval_metrics(scores, own)
+    means = {f"{size / 1000:g}K {name}": mean for name, mean in retrieval_folds(scores, own, size).items() if " retrieval " in name}
+    return means | {"examples": len(own), "images": len(keys)}
 
 # %% ../../nbs/60_metrics.ipynb #overlaps
 def _overlaps(frame, regions) -> np.ndarray:

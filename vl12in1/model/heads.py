@@ -15,11 +15,12 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from ..answers import ANSWER_METRICS
 from ..boxes import iou
 from .blocks import initialise
-from .interface import FIRST, REGIONS, WHOLE, Batch, Encoded, EncoderConfig, mask_of, method_of, pad
+from .interface import FIRST, REGIONS, WHOLE, Batch, Crossing, Encoded, EncoderConfig, mask_of, method_of, pad
 from .saving import SavedModel
 from ..tasks import TASKS
 
@@ -77,6 +78,11 @@ class Head(nn.Module):
     def predict(self, logits, batch) -> torch.Tensor:
         "Numbers of what was chosen, (B,) int64."
         return logits.argmax(1)
+
+    @classmethod
+    def pools(cls, examples, size) -> list[np.ndarray]:
+        "Rows of the examples that are asked together, where one answer may be among `size` images: here all of them."
+        return [np.arange(len(examples))]
 
     @classmethod
     def questions(cls, examples, size):
@@ -185,6 +191,11 @@ class AnswerHead(Head, kind="answer"):
         "The V answers, for each row."
         return [list(examples.sources.vocabularies[examples.task.vocabulary].answers)] * len(rows)
 
+# %% ../../nbs/44_heads.ipynb #own-images
+def own_images(examples) -> tuple[np.ndarray, np.ndarray]:
+    "The image of each caption, as a place among the images (captions,), and the keys of these in the order in which the frame first names them."
+    return pd.factorize(np.array([key for (key,) in examples.images], dtype=object))
+
 # %% ../../nbs/44_heads.ipynb #matchhead
 class MatchHead(Head, kind="match"):
     "Four consecutive rows per example, the first one true. Logits (N,), one per pair."
@@ -226,32 +237,52 @@ class MatchHead(Head, kind="match"):
     def read(self, examples, outputs):
         """`prediction`: keys of the best images, best first; `score`: 1 if the caption's own outranks all others, else 0;
         `scores`: array (images,) of the caption's scores with all images, in the order in which the frame first names them."""
-        own, keys = pd.factorize(np.array([key for (key,) in examples.images], dtype=object))
-        scores = torch.empty(len(own), len(keys))
-        for (rows, columns), _, logits in outputs: scores[rows[:, None], columns] = logits.view(len(rows), len(columns)).cpu()
-        scores = scores.numpy()
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :self.shown]
-        behind = (scores < scores[np.arange(len(own)), own][:, None]).sum(axis=1)  # a tie counts against the model
-        return dict(prediction=list(map(tuple, keys[best])), score=(behind == len(keys) - 1).astype(float), scores=list(scores))
+        own, keys = own_images(examples)
+        scores = np.empty((len(own), len(keys)), np.float32)
+        for (rows, columns), _, logits in outputs: scores[np.ix_(rows, columns)] = logits.cpu().numpy()
+        best, right = [], []
+        for of_caption, image in zip(scores, own):
+            best.append(tuple(keys[np.argsort(-of_caption, kind="stable")[:self.shown]]))
+            right.append(float((of_caption < of_caption[image]).sum() == len(keys) - 1))  # a tie counts against the model
+        return dict(prediction=best, score=right, scores=list(scores))
 
     def confidences(self, logits):
         "(…, images), one row per caption: one of the images is right, as in training."
         return logits.softmax(-1)
 
+# %% ../../nbs/44_heads.ipynb #pools
+@method_of(MatchHead)
+@classmethod
+def pools(cls, examples, size):
+    """Rows of the captions of each `size` images, in the order in which the frame first names these. All rows, where the images do not
+    make several such pools, or where `size` is None."""
+    own, keys = own_images(examples)
+    if size is None or len(keys) <= size or len(keys) % size: return [np.arange(len(own))]
+    return [np.flatnonzero(own // size == number) for number in range(len(keys) // size)]
+
+# %% ../../nbs/44_heads.ipynb #crossed
+@method_of(MatchHead)
+@classmethod
+def crossed(cls, examples, rows, keys, size) -> Crossing:
+    "The texts in some rows with the images of some `keys`, in tiles of at most `size` pairs. A text or an image that is not looked at stands beside them."
+    height = isqrt(2 * size)
+    width = max(1, size // height)
+    texts = [examples.pairs(rows[first:first + height], keys[:1]) for first in range(0, len(rows), height)]
+    return Crossing(texts, [examples.pairs(rows[:1], keys[first:first + width]) for first in range(0, len(keys), width)])
+
 # %% ../../nbs/44_heads.ipynb #every-pair
+BLOCK = 1000  # images of which what comes before the meeting is kept: 400 KB each at the published size
+
 @method_of(MatchHead)
 @classmethod
 def questions(cls, examples, size):
-    """All captions with all images, in batches of at most as many pairs as `size` examples make in training: yields
-    ((rows, columns) of their scores, crossed batch)."""
-    keys, side = list(dict.fromkeys(key for (key,) in examples.images)), isqrt(size * cls.rows)
-    regions = torch.tensor([len(examples.regions(key)[1]) for key in keys])
-    words = torch.from_numpy(examples.tokens.lengths)
-    for columns in regions.argsort(stable=True).split(side):
-        images = examples.pairs([0] * len(columns), [keys[column] for column in columns])
-        for rows in words.argsort(stable=True).split(side):
-            tokens, lengths = pad([examples.tokens[row] for row in rows])
-            yield (rows, columns), replace(images, tokens=tokens, text_lengths=lengths, crossed=True)
+    "All captions with all images, in tiles of at most `size` pairs: yields ((rows, columns) of the scores, `Crossing`)."
+    _, keys = own_images(examples)
+    rows = examples.tokens.lengths.argsort(kind="stable")
+    for first in range(0, len(keys), BLOCK):
+        own = keys[first:first + BLOCK]
+        order = np.argsort([len(examples.regions(key)[1]) for key in own], kind="stable")
+        yield (rows, first + order), cls.crossed(examples, rows, own[order], size)
 
 # %% ../../nbs/44_heads.ipynb #soft
 def soft(overlap) -> np.ndarray:
@@ -433,15 +464,28 @@ class TwelveInOne(nn.Module, SavedModel):
     def settings(self): return dict(config=self.config.to_dict(), vocabularies=self.vocabularies)
 
     def encode(self, batch, wanted=WHOLE, **looks) -> Encoded:
-        """`Encoded` of a batch; `looks`: what is asked of the encoder, such as what is wanted, attention, states. Of a crossed batch there
-        is no more than the pairs' vectors."""
-        if batch.crossed: return Encoded(None, None, None, None, self.encoder.cross(self.encoder.prepared(batch)))
+        "`Encoded` of a batch; `looks`: what is asked of the encoder, such as what is wanted, attention, states."
         return self.encoder(self.encoder.prepared(batch), wanted, **looks)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        "N pairs -> logits of the head of their task, float32: (B, choices), or (N,) where a pair is judged by itself (match)."
+    def forward(self, batch: Batch | Crossing) -> torch.Tensor:
+        """N pairs -> logits of the head of their task, float32: (B, choices), or (N,) where a pair is judged by itself (match). Of a
+        `Crossing`, for a head that judges pairs: (texts, images)."""
+        if isinstance(batch, Crossing): return self.cross(batch)
         head = self.head(batch.task)
         return head.logits(self.encode(batch, wanted=head.wanted), batch).float()
+
+# %% ../../nbs/44_heads.ipynb #cross
+@method_of(TwelveInOne)
+def cross(self, crossing) -> torch.Tensor:
+    "Logits of all texts with all images of a `Crossing`, (texts, images) float32."
+    head, encoder = self.head(crossing.task), self.encoder
+    images = [encoder.alone(encoder.prepared(batch), "image") for batch in crossing.images]
+    rows = []
+    for batch in tqdm(crossing.texts, desc=crossing.task, unit=" batches of texts", delay=5, mininterval=5):
+        texts = encoder.alone(encoder.prepared(batch), "text")
+        tiles = [Encoded(None, None, None, None, encoder.together(texts, shown)) for shown in images]
+        rows.append(torch.cat([head.logits(tile, batch).float().view(len(batch.tokens), -1) for tile in tiles], 1))
+    return torch.cat(rows)
 
 # %% ../../nbs/44_heads.ipynb #tokens-per-head
 def tokens_per_head() -> tuple[tuple[str, ...], ...]:

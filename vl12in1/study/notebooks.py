@@ -27,7 +27,7 @@ def root() -> Path:
     raise FileNotFoundError(f"no dvc.yaml in {here} or above it: start this inside a checkout of the study")
 
 # %% ../../nbs/70_notebooks.ipynb #99f5c1d7
-MAPPINGS = ("runs", "followers", "pretraining", "world", "duplicates", "text", "regions", "model", "training", "seeds")
+MAPPINGS = ("runs", "followers", "pretraining", "world", "duplicates", "text", "regions", "model", "training", "retrieval", "seeds")
 
 def read_sections(path) -> dict:
     "The sections of a YAML file; ValueError that names the file, and its line, for what is none."
