@@ -34,6 +34,22 @@ def test_pieces_are_the_greedy_ones(texts, new):
         assert [tokenizer.pieces[i] for i in ids] == ["[CLS]", *expected, "[SEP]"]
 
 
+@given(st.lists(st.text(st.characters(max_codepoint=0x2ff), max_size=12) | st.text(max_size=8), max_size=6))
+def test_words_that_are_remembered_have_the_ids_of_texts_that_are_cut_as_a_whole(texts):
+    tokenizer = Tokenizer([*SPECIAL, *"abcdefghijklmnop!?_-'0123", *(f"##{letter}" for letter in "abcdefghijk012"), "abc"])
+    whole = [encoding.ids for encoding in tokenizer._ids.model.encode_batch(texts, add_special_tokens=False)]
+    assert [ids[1:-1] for ids in tokenizer(texts, 1000)] == whole
+
+
+def test_every_character_of_ascii_is_split_as_in_a_text(monkeypatch):
+    monkeypatch.setattr("vl12in1.examples.text.KNOWN", 3)  # so that words are forgotten, too
+    characters = list(map(chr, range(128)))
+    tokenizer = Tokenizer([*SPECIAL, *(character for character in characters if split_words(character) == [character])])
+    texts = [f"a{character}b{character} A{character}{character}1" for character in characters]
+    whole = [encoding.ids for encoding in tokenizer._ids.model.encode_batch(texts, add_special_tokens=False)]
+    assert [ids[1:-1] for ids in tokenizer(texts, 1000)] == whole and len(tokenizer._ids) <= 3
+
+
 @given(sentences, st.randoms(use_true_random=False))
 def test_a_vocabulary_depends_on_what_was_said_not_on_the_order(texts, random):
     assert build_wordpieces(texts) == build_wordpieces(random.sample(texts, len(texts)))
