@@ -338,8 +338,10 @@ def fractions(
 def frame(columns, file) -> pd.DataFrame:
     "An example frame from its columns; CorpusError (about `file`) if a `uid` appears twice."
     result = pd.DataFrame(columns)
-    if result["uid"].nunique(dropna=False) < len(result):
-        repeated = result["uid"][result["uid"].duplicated()]
+    hashes = np.fromiter(map(hash, result["uid"]), np.int64, len(result))
+    if len(np.unique(hashes)) == len(result): return result
+    repeated = result["uid"][result["uid"].duplicated()]
+    if len(repeated):
         raise CorpusError(file, problem=f"{len(repeated)} ids repeat another, {repeated.iloc[0]!r} first; "
                           "every example needs an id of its own")
     return result
