@@ -13,7 +13,9 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import parquet
 
 # %% ../../nbs/30_store.ipynb #regions
 @dataclass(frozen=True, eq=False)
@@ -89,10 +91,25 @@ def _map_shard(folder: Path, manifest: dict, number: int) -> dict[str, np.ndarra
     return {field: _mapped(folder / entry["file"], FIELDS[field], columns[field]) for field, entry in fields.items()}
 
 # %% ../../nbs/30_store.ipynb #cb03adc2
+def _byte_strings(texts, width) -> np.ndarray:
+    "The strings of an Arrow array as byte strings of that width (n,), without an object for each."
+    texts = texts.cast(pa.large_string())
+    _, offsets, text = texts.buffers()
+    offsets = np.frombuffer(offsets, np.int64)[texts.offset:texts.offset + len(texts) + 1]
+    padded = np.zeros((len(texts), width), np.uint8)
+    padded[np.arange(width) < np.diff(offsets)[:, None]] = np.frombuffer(text, np.uint8)[offsets[0]:offsets[-1]]
+    return padded.view(f"S{width}")[:, 0]
+
 def _read_index(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    "Keys as sorted byte strings (n,), and for each its shard, first row, rows, width and height (n, 5)."
-    index = pd.read_parquet(folder / "index.parquet")
-    return np.array([key.encode() for key in index["key"]], dtype=bytes), index[COLUMNS].to_numpy(np.int64)
+    "Keys as sorted byte strings (n,), and for each its shard, first row, rows, width and height (n, 5). Read piece by piece."
+    file = parquet.ParquetFile(folder / "index.parquet")
+    places, keys, end = np.empty((file.metadata.num_rows, len(COLUMNS)), np.int32), [], 0
+    for piece in file.iter_batches(2 ** 17):
+        width = pc.max(pc.binary_length(piece["key"])).as_py()
+        keys.append(_byte_strings(piece["key"], max(width, 1)))
+        for number, name in enumerate(COLUMNS): places[end:end + len(piece), number] = piece[name].to_numpy()
+        end += len(piece)
+    return np.concatenate([np.empty(0, "S1"), *keys]), places
 
 # %% ../../nbs/30_store.ipynb #regionstore
 class RegionStore:
