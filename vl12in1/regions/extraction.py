@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..processes import Processes, divide, wait, wait_for
 from .detector import picture_size, read_picture
+from .joining import check_begun, check_part, join, part_folders
 from .store import RegionStore, StoreError
 from .writing import RegionWriter
 
@@ -29,15 +31,30 @@ def picture_batches(images: dict, batch_size: int, done=(), ahead: int = 16):
             if not all(key in done for key in batch): yield batch, [read_picture(images[key]) for key in batch]
 
 # %% ../../nbs/35_extraction.ipynb #write
-def _write(detector, images: dict, folder, batch_size: int, boxes: str, look) -> RegionStore:
+def _write(record: dict, images: dict, folder: Path, batch_size: int, look):
     "Store what `look(keys, pictures)` returns, `Regions` per picture, for those of `images` that are not stored yet."
-    with RegionWriter(folder, **detector.record(boxes)) as writer:
+    with RegionWriter(folder, **record) as writer:
         done = sum(key in writer for key in images)
-        with tqdm(total=len(images), initial=done, desc=f"{boxes} regions", disable=None) as progress:
+        with tqdm(total=len(images), initial=done, desc=f"{folder.name} regions", disable=None) as progress:
             for keys, pictures in picture_batches(images, batch_size, writer):
                 new = [(key, regions) for key, regions in zip(keys, look(keys, pictures)) if key not in writer]
                 for key, regions in new: writer.append(key, regions)
                 progress.update(len(new))
+
+# %% ../../nbs/35_extraction.ipynb #2b5c7eb2
+def _store(record: dict, images: dict, folder, batch_size: int, look) -> RegionStore:
+    "The store of all `images` in `folder`, after all processes of this job have done their parts of it."
+    folder, processes, keys = Path(folder), Processes.join(), divide(images)
+    parts = part_folders(folder, len(keys))
+    check_begun(folder, parts)
+    wait(processes)  # until all have looked; from here on there will be more in the folder
+    for number in range(processes.rank, len(parts), processes.world):
+        if (parts[number] / "manifest.json").exists(): check_part(parts[number], keys[number], record)
+        else: _write(record, {key: images[key] for key in keys[number]}, parts[number], batch_size, look)
+    if len(parts) > 1 and processes.writes:
+        wait_for(part / "manifest.json" for part in parts)
+        join(folder, dict(zip(parts, keys)), record)
+    wait_for([folder / "manifest.json"])
     return RegionStore.open(folder)
 
 def extract(detector,                 # with `detect` and `record`, such as a `Detector`
@@ -45,9 +62,9 @@ def extract(detector,                 # with `detect` and `record`, such as a `D
             folder: str | Path,       # of the store, new or begun
             batch_size: int = 32,     # pictures at once
            ) -> RegionStore:
-    """Detect the regions of `images` and store them; continues a run that was interrupted. `StoreError` if `folder` is complete or
-    another extractor's; OSError naming a picture that cannot be read."""
-    return _write(detector, images, folder, batch_size, "detected", lambda keys, pictures: detector.detect(pictures))
+    """Detect the regions of `images` and store them; continues a run that was interrupted. Processes that `torchrun` has started share
+    the work. `StoreError` if `folder` is complete or another extractor's; OSError naming a picture that cannot be read."""
+    return _store(detector.record("detected"), images, folder, batch_size, lambda keys, pictures: detector.detect(pictures))
 
 # %% ../../nbs/35_extraction.ipynb #given-boxes
 def given_boxes(frames: dict) -> dict[str, np.ndarray]:
@@ -76,7 +93,7 @@ def extract_given(detector,                      # with `describe` and `record`,
     def look(keys, pictures):
         sizes = [np.tile(picture.shape[1::-1], 2) for picture in pictures]
         return detector.describe(pictures, [np.clip(boxes[key], 0, 1) * size for key, size in zip(keys, sizes)])
-    return _write(detector, {key: images[key] for key in boxes}, folder, batch_size, "given", look)
+    return _store(detector.record("given"), {key: images[key] for key in boxes}, folder, batch_size, look)
 
 # %% ../../nbs/35_extraction.ipynb #check-pair
 def check_pair(detected: RegionStore, given: RegionStore):
