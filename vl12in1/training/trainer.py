@@ -176,8 +176,8 @@ def run(self) -> pd.DataFrame:
     self.resume()
     total, machine = self.config.iterations, self.machine
     sequences = {task: feed.train for task, feed in self.feeds.items()}
-    quiet = {} if machine.processes.writes else dict(disable=True)
-    progress = tqdm(range(self.iteration, total), desc="+".join(self.feeds)[:40], initial=self.iteration, total=total, mininterval=5, **quiet)
+    named, quiet = "+".join(self.feeds)[:40], {} if machine.processes.writes else dict(disable=True)
+    progress = tqdm(range(self.iteration, total), initial=self.iteration, total=total, desc=named, mininterval=5, **quiet)
     began = time.perf_counter()
     with Readers(sequences, self.steps, machine.readers, machine.device != "cpu", machine.processes) as readers:
         for iteration in progress:
