@@ -96,11 +96,14 @@ def batch_regions(images) -> dict[str, torch.Tensor]:
 
 # %% ../../nbs/51_batches.ipynb #looks-alike
 def looks_alike(sources, keys) -> list[np.ndarray]:
-    "Images that look like each of `keys`, nearest first: places in `keys`, one at least."
+    "Images that look like each of `keys`, nearest first: places in `keys`, one at least. Where no neighbour is among them, they are compared."
     place = {key: i for i, key in enumerate(keys)}
-    known = [np.array([place[other] for other in sources.neighbours.get(key, ()) if other in place], np.int32) for key in keys]
-    if all(map(len, known)): return known
-    return list(nearest(mean_features(sources.detected, keys), how_many(len(keys))))
+    alike = [np.array([place[other] for other in sources.neighbours.get(key, ()) if other in place], np.int32) for key in keys]
+    without = [number for number, places in enumerate(alike) if not len(places)]
+    if not without: return alike
+    nearby = nearest(mean_features(sources.detected, keys), how_many(len(keys)), without)
+    for number, places in zip(without, nearby): alike[number] = places
+    return alike
 
 # %% ../../nbs/51_batches.ipynb #pool
 class Pool:
