@@ -91,7 +91,8 @@ def test_a_model_in_half_precision_ranks(examples, dtype, worst):
 def test_how_far_it_is_can_be_seen(examples, monkeypatch):
     "By whoever waits for more than some seconds."
     shown = []
-    monkeypatch.setattr(heads, "tqdm", lambda batches, **options: shown.append((len(batches), options["desc"], options["delay"])) or batches)
+    def bar(batches, desc, delay, **options): return shown.append((len(batches), desc, delay)) or batches
+    monkeypatch.setattr(heads, "tqdm", bar)
     predict(build(), examples, CPU, batch_size=50)
     assert shown == [(3, TASK, 5)]
 

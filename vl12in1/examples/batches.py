@@ -96,7 +96,7 @@ def batch_regions(images) -> dict[str, torch.Tensor]:
 
 # %% ../../nbs/51_batches.ipynb #looks-alike
 def looks_alike(sources, keys) -> list[np.ndarray]:
-    "Images that look like each of `keys`, nearest first: places in `keys`, one at least. Where no neighbour is among them, they are compared."
+    "Images that look like each of `keys`, nearest first: places in `keys`, one at least. Those without a neighbour there are compared."
     place = {key: i for i, key in enumerate(keys)}
     alike = [np.array([place[other] for other in sources.neighbours.get(key, ()) if other in place], np.int32) for key in keys]
     without = [number for number, places in enumerate(alike) if not len(places)]

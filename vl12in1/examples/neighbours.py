@@ -30,7 +30,7 @@ def smallest(distances, k: int) -> torch.Tensor:
 SPARE = 32  # neighbours that are looked at beyond those that are asked for
 
 def decided(vectors, rows, candidates, k: int) -> torch.Tensor:
-    "The k nearest of the `candidates` (n, c), ascending, of n `rows` of `vectors`: (n, k), nearest first, of equally near ones the earlier first."
+    "The k nearest of the `candidates` (n, c), ascending, of n `rows` of `vectors`: (n, k), nearest first, of equally near the earlier."
     chosen, size = [], max(1, TILE // (candidates.shape[1] * vectors.shape[1]))
     for own, others in zip(rows.split(size), candidates.split(size)):
         differences = vectors[others].double().sub_(vectors[own].double()[:, None])
@@ -39,8 +39,8 @@ def decided(vectors, rows, candidates, k: int) -> torch.Tensor:
 
 # %% ../../nbs/50b_neighbours.ipynb #nearest
 def nearest(vectors, k: int, rows=None, device="cpu") -> np.ndarray:
-    """The k nearest other rows of each row of `vectors` (n, D), or of some `rows` of them: (n, k) int32, nearest first, of equally near ones
-    the earlier first."""
+    """The k nearest other rows of each row of `vectors` (n, D), or of some `rows` of them: (n, k) int32, nearest first, of equally near
+    ones the earlier first."""
     vectors = torch.as_tensor(vectors, dtype=torch.float32, device=device)
     centred = vectors - vectors.mean(0)  # which moves no distance, and loses fewer digits
     rows = torch.as_tensor(range(len(vectors)) if rows is None else rows, device=device)
@@ -70,12 +70,13 @@ def mean_features(regions, keys) -> np.ndarray:
     for mean, key in zip(means, keys):
         features = regions[key].features
         mean[:] = features.sum(0, dtype=np.float32) / max(1, len(features))
-        if not np.isfinite(mean).all(): raise StoreError(f"{key}: features that are not finite; extract the regions of this picture again")
+        if not np.isfinite(mean).all():
+            raise StoreError(f"{key}: features that are not finite; extract the regions of this picture again")
     return means
 
 # %% ../../nbs/50b_neighbours.ipynb #ea85d167
 def write_neighbours(store: RegionStore, collections, folder, device="cpu") -> None:
-    "Find the neighbours of every picture of these `collections`, such as \"coco\", among those of the same one, and write them to `folder`."
+    "Find the neighbours of every picture of these `collections`, such as \"coco\", among those of the same one; write them to `folder`."
     folder, written = Path(folder), []
     folder.mkdir(parents=True, exist_ok=True)
     for collection in collections:

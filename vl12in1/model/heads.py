@@ -193,7 +193,7 @@ class AnswerHead(Head, kind="answer"):
 
 # %% ../../nbs/44_heads.ipynb #own-images
 def own_images(examples) -> tuple[np.ndarray, np.ndarray]:
-    "The image of each caption, as a place among the images (captions,), and the keys of these in the order in which the frame first names them."
+    "The image of each caption, as a place among all images (captions,), and their keys in the order in which the frame first names them."
     return pd.factorize(np.array([key for (key,) in examples.images], dtype=object))
 
 # %% ../../nbs/44_heads.ipynb #matchhead
@@ -264,7 +264,8 @@ def pools(cls, examples, size):
 @method_of(MatchHead)
 @classmethod
 def crossed(cls, examples, rows, keys, size) -> Crossing:
-    "The texts in some rows with the images of some `keys`, in tiles of at most `size` pairs. A text or an image that is not looked at stands beside them."
+    """The texts in some rows with the images of some `keys`, in tiles of at most `size` pairs. One image that is not looked at stands
+    beside texts, and one text beside images."""
     height = isqrt(2 * size)
     width = max(1, size // height)
     texts = [examples.pairs(rows[first:first + height], keys[:1]) for first in range(0, len(rows), height)]

@@ -236,7 +236,7 @@ class Encoder(nn.Module):
         return batch
 
     def together(self, texts, images) -> torch.Tensor:
-        "The vectors of all pairs of N texts and M images that were `alone` so far, as `forward` finds them: (N * M, pooled width), text by text."
+        "The vectors of all pairs of N texts and M images that were `alone` so far, text by text: (N * M, pooled width), as of `forward`."
         return self(written_out(texts, images), FIRST).pooled
 
     def word_table(self) -> nn.Parameter:
