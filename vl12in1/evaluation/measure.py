@@ -23,8 +23,10 @@ from ..training.train import examples_of, models_of
 
 # %% ../../nbs/63a_measure.ipynb #predictions-of
 def predictions_of(model, tests, machine, folder, pool=POOL) -> dict[str, pd.DataFrame]:
-    "task -> what `model` predicts of its test items; also written to `folder`. `tests`: task -> `Examples`; `pool`: see `predict`."
+    """task -> what `model` predicts of its test items; also written to `folder`, of several processes by one. `tests`: task -> `Examples`;
+    `pool`: see `predict`."""
     predictions = {task: predict(model, examples, machine, pool=pool) for task, examples in tests.items()}
+    if not machine.processes.writes: return predictions
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_items(predictions, Path(folder) / "items.csv")
     for task, examples in tests.items(): write_submission(task, examples.frame, predictions[task], Path(folder))
@@ -49,11 +51,13 @@ def tests_of(run, root) -> dict[str, Examples]:
 
 def measure_run(name, study, root) -> dict:
     """Test the models that `runs/<name>/models` holds; `study` is what `settings()` returns, `root` the study's folder.
-    Leaves `runs/<name>/predictions` and, in `reports/`, `scores`, `metrics` and `items` of the run; returns the scores."""
+    Leaves `runs/<name>/predictions` and, in `reports/`, `scores`, `metrics` and `items` of the run; returns the scores. Several processes
+    divide the items, and one of them writes; the others return nothing."""
     root, run, machine = Path(root), run_of(study, name), Machine.auto()
     models, predicted, tests = root / f"runs/{name}/models", root / f"runs/{name}/predictions", tests_of(run, root)
-    shutil.rmtree(predicted, ignore_errors=True)
-    predicted.mkdir(parents=True)
+    if machine.processes.writes:
+        shutil.rmtree(predicted, ignore_errors=True)
+        predicted.mkdir(parents=True)
     scores, items, metrics = {}, {}, {}
     for model, tasks, seed in models_of(run, tests, study["seeds"][run.seeds]):
         trained = TwelveInOne.from_pretrained(models / model / f"seed{seed}").to(machine.device)
@@ -63,4 +67,4 @@ def measure_run(name, study, root) -> dict:
             metrics.setdefault(model, {}).setdefault(f"seed{seed}", {})[task] = official
             scores[model, seed, task] = of_items
             items[task] = columns
-    return write_results(root / "reports", name, scores, items, metrics)
+    return write_results(root / "reports", name, scores, items, metrics) if machine.processes.writes else {}

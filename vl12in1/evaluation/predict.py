@@ -12,6 +12,7 @@ import pandas as pd
 from .metrics import (METRICS, official, oracle_recall, plain_metrics, retrieval_folds, vqa_disagreement,
                                         vqa_metrics)
 from ..examples.batches import Examples
+from ..processes import gather
 from ..tasks import TASKS
 from ..training.evaluation import outputs
 from ..training.machine import Machine
@@ -29,8 +30,9 @@ POOL = 1000  # images among which a caption looks for its own
 
 def predict(model, examples, machine=None, batch_size: int = 512, pool: int | None = POOL) -> pd.DataFrame:
     """One row per example, in order: `uid`, the `prediction` and, between 0 and 1, what that is worth by the metric of the
-    task's row in the paper (`score`, NaN if it cannot be known). One forward pass; `machine`: the one there is, unless given. `pool`:
-    images among which captions look, where all images make several such pools; None: all.
+    task's row in the paper (`score`, NaN if it cannot be known). One forward pass; `machine`: the one there is, unless given; its
+    processes divide the examples and know all predictions. `pool`: images among which captions look, where all images make several
+    such pools; None: all.
 
     | head | `prediction` | further column |
     |---|---|---|
@@ -41,13 +43,14 @@ def predict(model, examples, machine=None, batch_size: int = 512, pool: int | No
     """
     machine = machine or Machine.auto()
     check_words(model.assets, examples.sources)
-    head = model.to(machine.device).head(examples.task.name)
-    tables = []
+    head, processes, tables = model.to(machine.device).head(examples.task.name), machine.processes, []
     for rows in head.pools(examples, pool):
         asked = examples if len(rows) == len(examples) else Examples(examples.task.name, examples.frame.iloc[rows], examples.sources)
-        answers = head.read(asked, outputs(model, head.questions(asked, batch_size), machine))
-        tables.append(pd.DataFrame(dict(uid=asked.frame.uid.tolist()) | answers, index=rows))
-    return pd.concat(tables).sort_index(ignore_index=True)
+        questions = head.questions(asked, batch_size, slice(processes.rank, None, processes.world))
+        answers = pd.DataFrame(head.read(asked, outputs(model, questions, machine)))
+        tables.append(answers.assign(row=rows[answers.row.astype(int)]))
+    table = pd.concat(gather(pd.concat(tables), processes)).sort_values("row", ignore_index=True)
+    return table.rename(columns=dict(row="uid")).assign(uid=examples.frame.uid.tolist())
 
 # %% ../../nbs/61_predict.ipynb #labelled
 def labelled(frame) -> pd.DataFrame:

@@ -85,20 +85,21 @@ class Head(nn.Module):
         return [np.arange(len(examples))]
 
     @classmethod
-    def questions(cls, examples, size):
-        "Batches of at most `size` examples that ask all of them, in order: yields (rows, batch)."
-        return examples.batches(size)
+    def questions(cls, examples, size, some=slice(None)):
+        "Batches of at most `size` examples that ask all of them, in order, or `some` of these batches: yields (rows, batch)."
+        return examples.batches(size, some)
 
 # %% ../../nbs/44_heads.ipynb #read
 @method_of(Head)
 def read(self, examples, outputs) -> dict[str, list]:
-    """What `outputs`, an iterable of (rows, batch, logits) for the batches of `questions`, say of the examples:
+    """What `outputs`, an iterable of (rows, batch, logits) for batches of `questions`, say of the examples in these: their `row`,
     `prediction`, the number of the choice, and `score`, 1 if it is right, 0 if not, NaN where nobody knows."""
-    chosen, right = [], []
+    asked, chosen, right = [], [], []
     for rows, batch, logits in outputs:
+        asked += list(rows)
         chosen += self.predict(logits, batch).tolist()
         right += self.judge(rows, batch, logits)
-    return dict(prediction=chosen, score=right)
+    return dict(row=asked, prediction=chosen, score=right)
 
 @method_of(Head)
 def judge(self, rows, batch, logits) -> list[float]:
@@ -181,11 +182,14 @@ class AnswerHead(Head, kind="answer"):
     def read(self, examples, outputs):
         "`prediction`: the answer in words; `score` by the metric of the task's row, NaN where people's answers are not known."
         words = examples.sources.vocabularies[examples.task.vocabulary].answers
-        chosen = [words[number] for _, batch, logits in outputs for number in self.predict(logits, batch).tolist()]
+        asked, chosen = [], []
+        for rows, batch, logits in outputs:
+            asked += list(rows)
+            chosen += [words[number] for number in self.predict(logits, batch).tolist()]
         metric = ANSWER_METRICS[examples.task.metric]
-        people = self.people(examples, range(len(chosen))) if self.learnable(examples.frame) else [()] * len(chosen)
+        people = self.people(examples, asked) if self.learnable(examples.frame) else [()] * len(chosen)
         scores = [metric(answer, answers) if len(answers) else np.nan for answer, answers in zip(chosen, people)]
-        return dict(prediction=chosen, score=scores)
+        return dict(row=asked, prediction=chosen, score=scores)
 
     def alternatives(self, examples, rows, batch):
         "The V answers, for each row."
@@ -237,14 +241,14 @@ class MatchHead(Head, kind="match"):
     def read(self, examples, outputs):
         """`prediction`: keys of the best images, best first; `score`: 1 if the caption's own outranks all others, else 0;
         `scores`: array (images,) of the caption's scores with all images, in the order in which the frame first names them."""
-        own, keys = own_images(examples)
+        (own, keys), rows = own_images(examples), []
         scores = np.empty((len(own), len(keys)), np.float32)
         for (rows, columns), _, logits in outputs: scores[np.ix_(rows, columns)] = logits.cpu().numpy()
         best, right = [], []
-        for of_caption, image in zip(scores, own):
-            best.append(tuple(keys[np.argsort(-of_caption, kind="stable")[:self.shown]]))
-            right.append(float((of_caption < of_caption[image]).sum() == len(keys) - 1))  # a tie counts against the model
-        return dict(prediction=best, score=right, scores=list(scores))
+        for row in rows:
+            best.append(tuple(keys[np.argsort(-scores[row], kind="stable")[:self.shown]]))
+            right.append(float((scores[row] < scores[row, own[row]]).sum() == len(keys) - 1))  # a tie counts against the model
+        return dict(row=list(rows), prediction=best, score=right, scores=[scores[row] for row in rows])
 
     def confidences(self, logits):
         "(…, images), one row per caption: one of the images is right, as in training."
@@ -276,10 +280,12 @@ BLOCK = 1000  # images of which what comes before the meeting is kept: 400 KB ea
 
 @method_of(MatchHead)
 @classmethod
-def questions(cls, examples, size):
-    "All captions with all images, in tiles of at most `size` pairs: yields ((rows, columns) of the scores, `Crossing`)."
+def questions(cls, examples, size, some=slice(None)):
+    """All captions, or `some` of them, with all images, in tiles of at most `size` pairs: yields ((rows, columns) of the scores,
+    `Crossing`)."""
     _, keys = own_images(examples)
-    rows = examples.tokens.lengths.argsort(kind="stable")
+    rows = examples.tokens.lengths.argsort(kind="stable")[some]
+    if not len(rows): return
     for first in range(0, len(keys), BLOCK):
         own = keys[first:first + BLOCK]
         order = np.argsort([len(examples.regions(key)[1]) for key in own], kind="stable")
@@ -361,13 +367,14 @@ class GroundHead(Head, kind="ground"):
         """The number of a candidate, as of any choice; or, where all regions compete, `prediction`: the box of the chosen one
         (corners, fractions to six digits), and `regions`: array (regions, 4) of all boxes, the whole picture's first."""
         if "candidates" in examples.frame: return super().read(examples, outputs)
-        chosen, right, regions = [], [], []
+        asked, chosen, right, regions = [], [], [], []
         for rows, batch, logits in outputs:
+            asked += list(rows)
             places, picked = batch.spatials[..., :4].cpu().double(), self.predict(logits, batch).cpu()
             chosen += map(tuple, places[torch.arange(len(rows)), picked].round(decimals=6).tolist())
             right += self.judge(rows, batch, logits)
             regions += [place[shown].numpy() for place, shown in zip(places, batch.region_mask.cpu())]
-        return dict(prediction=chosen, score=right, regions=regions)
+        return dict(row=asked, prediction=chosen, score=right, regions=regions)
 
     def alternatives(self, examples, rows, batch):
         "Boxes (corners, fractions): the candidates, or else the whole picture and all its regions."

@@ -231,7 +231,7 @@ class Encoder(nn.Module):
         `attention` and `image_states` are filled if asked for, with the whole wanted."""
         raise NotImplementedError
 
-    def alone(self, batch: Batch, stream: str):
+    def alone(self, batch: Batch, stream: str):  # noqa: ARG002
         "What the texts (`stream` \"text\") or the images (\"image\") of a batch are before they meet: what `together` is given."
         return batch
 
