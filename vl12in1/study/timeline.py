@@ -54,12 +54,15 @@ TIMES = ["begin", "first", "last", "end"]  # of a stage, of its first cell, of i
 
 def timeline(stages: pd.DataFrame, notebooks: Mapping[str, str], executed) -> pd.DataFrame:
     """Stages as `read_stages` returns them, with the times of the cells of their notebooks (stage -> file in the folder
-    `executed`), all in seconds since the study began. ValueError that names the stages whose notebook was not executed in that time."""
+    `executed`), all in seconds since the study began. A stage whose notebook was not executed in that time has no cells; ValueError that
+    names those if they train or test a run."""
     rows, absent = {}, []
     for stage, line in stages.iterrows():
         path = Path(executed) / notebooks[stage]
         rows[stage] = cell_times(path) if path.is_file() else dict(first=0., last=0., longest=0.)
-        if not line.begin <= rows[stage]["first"] <= rows[stage]["last"] <= line.end + 1: absent.append(stage)
+        if line.begin <= rows[stage]["first"] <= rows[stage]["last"] <= line.end + 1: continue
+        rows[stage] = dict(first=line.end, last=line.end, longest=0.)
+        if "@" in stage: absent.append(stage)
     if absent: raise ValueError(f"not executed in this run: {', '.join(absent)}")
     out = stages.join(pd.DataFrame.from_dict(rows, orient="index"))
     out[TIMES] = out[TIMES].sub(pauses(stages), axis=0)
@@ -114,20 +117,22 @@ def write_timeline(run: pd.DataFrame, parts: Mapping[str, str], workers: int, pr
     target = root() / "reports/benchmarks"
     took, peak = run.end.max(), held(run).max() / 1024
     busy = 100 * run.cpu.sum() / (workers * took)
+    idle = (run.longest == 0).sum()
     title = f"profile {profile}: {clock(took)} with {workers} workers, {peak:.1f} GiB at the peak"
+    if idle: title += f"; {idle} of {len(run)} stages had nothing to do"
     write_table(shares(run, parts, workers).rename_axis("what"), target / f"time_{profile}", "Where the time of a complete run goes",
                 data=f"{title}; processors busy for {busy:.0f} % of it; {os.cpu_count()} processors")
     run.rename_axis("stage").to_csv(target / f"timeline_{profile}.csv")
     draw_timeline(run, parts, title).savefig(target / f"timeline_{profile}.png", dpi=100)
 
 def main() -> str:
-    "Write the timeline if all stages were run; what was done, in one line."
+    "Write the timeline if all runs of the grid were trained and tested; what was done, in one line."
     path = root() / STAGES_FILE
     if not path.is_file(): return "timeline: left as it is, no stage was run"
     names = {stage: notebook_of(command) for stage, command in commands().items()}
     notebooks = {stage: notebook for stage, notebook in names.items() if notebook}
     stages = read_stages(path)
-    lacking = notebooks.keys() - stages.index
+    lacking = [stage for stage in notebooks.keys() - stages.index if "@" in stage]
     if lacking or not notebooks: return f"timeline: left as it is, {len(lacking)} of {len(notebooks)} stages were not run"
     try: run = timeline(stages[stages.index.isin(notebooks)], notebooks, root() / "executed")
     except ValueError as error: return f"timeline: left as it is; {error}"
