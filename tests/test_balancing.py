@@ -2,10 +2,13 @@
 import pytest
 import torch
 from torch import nn
-from torchjd.aggregation import PCGrad, Sum
+from torchjd.aggregation import GramianWeightedAggregator, PCGrad, SumWeighting
 
 from vl12in1.tasks import TASKS, loss_scales
 from vl12in1.training.balancing import GRADIENTS, LOSSES, InTurn, ScaledLosses, Together, UncertaintyWeighting
+
+
+def Sum(): return GramianWeightedAggregator(SumWeighting())
 
 
 def parts(seed=0):

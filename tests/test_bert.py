@@ -11,7 +11,8 @@ from vl12in1.model.bert import bert_pieces, bert_tensors, initialise_from_bert
 from vl12in1.model.heads import TwelveInOne
 from vl12in1.model.pretraining import Pretraining
 from vl12in1.model.saving import CheckpointError
-from vl12in1.model.interface import Batch
+from vl12in1.model.interface import WHOLE, Batch
+from vl12in1.model.layers import needed
 from vl12in1.model.vilbert import ViLBERTConfig
 from vl12in1.examples.text import Tokenizer
 
@@ -97,13 +98,22 @@ def test_masked_words(tmp_path, kind, logits):
     close(said[mask], out[mask])
 
 
+def after_text_layers(encoder, pairs):
+    "The text stream after each of its own layers."
+    streams, seen = encoder.embed(pairs, encoder.layouts(pairs)), []
+    for layer in needed(encoder.order, WHOLE):
+        streams = encoder.run([layer], streams)
+        if layer[0] == "text": seen.append(streams["text"].grid())
+    return seen
+
+
 def test_up_to_the_first_exchange(folder):
     theirs = transformers.BertModel.from_pretrained(folder, attn_implementation="eager").eval()
-    model, seen = TwelveInOne(CONFIG, {}).eval(), []
+    model = TwelveInOne(CONFIG, {}).eval()
     initialise_from_bert(model, folder)
-    for layer in model.encoder.text_layers: layer.register_forward_hook(lambda layer, _, out: seen.append(out))
     tokens, mask, segments = inputs()
     maps = model.encode(batch(tokens, mask, segments), attention=True).attention["text"]
+    seen = after_text_layers(model.encoder, batch(tokens, mask, segments))
     out = theirs(tokens, mask, segments, output_attentions=True, output_hidden_states=True)
     first = CONFIG.text_connections[0]
     assert first == 2 and len(maps) == len(out.attentions) == 4

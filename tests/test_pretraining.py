@@ -1,4 +1,6 @@
 """Pre-training batches: the shares of what is masked, nothing hidden shows through, captions, negatives, scores."""
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ from fuzz import tries
 import toy
 from vl12in1.boxes import iou
 from vl12in1.model import Pretraining, ViLBERTConfig
+from vl12in1.model.interface import Batch, completed
 from vl12in1.regions import Regions, RegionStore, RegionWriter
 from vl12in1.examples.batches import Sources
 from vl12in1.training.feed import TrainingBatches
@@ -52,6 +55,7 @@ def frame():
 
 def pairs(frame, shared, **masking): return CaptionPairs(frame, shared, Masking(**masking))
 def generator(seed=0): return np.random.default_rng(seed)
+def generators(seed=0): return lambda row: np.random.default_rng([seed, row])
 def tensors(batch): return {name: value for name, value in vars(batch).items() if torch.is_tensor(value)}
 
 
@@ -110,17 +114,23 @@ def test_overlapping_regions_are_hidden(seed, overlap):
 @given(st.integers(0, 10_000))
 def test_what_is_hidden_does_not_show(seed):
     rng = generator(seed)
-    mask = torch.from_numpy(np.arange(6) < rng.integers(1, 7, 4)[:, None])
-    hidden = torch.from_numpy(rng.random((4, 6)) < .5) & mask
-    hidden[:, 0] = False
+    counts = torch.from_numpy(rng.integers(1, 7, 4))
+    mask = torch.arange(6) < counts[:, None]
+    detected = mask & (torch.arange(6) > 0)
+    hidden = torch.from_numpy(rng.random((4, 6)) < .5) & detected
     features, noise = torch.from_numpy(rng.normal(size=(2, 4, 6, 3))).float() * mask[..., None]
-    gone = hidden.clone()
-    gone[:, 0] = True
-    out = hide(features, hidden, mask)
-    assert torch.equal(out, hide(torch.where(gone[..., None], noise, features), hidden, mask))
+
+    def seen(features):
+        "Features as a model reads them."
+        pairs = Batch("pretraining", torch.ones(4, 2).long(), torch.full((4,), 2), features, torch.rand(4, 6, 5), counts,
+                      averaged=detected)
+        return completed(replace(pairs, **hide(pairs, hidden)), torch.float32).features
+
+    out = seen(features)
+    assert torch.equal(out, seen(torch.where(hidden[..., None], noise, features)))
     assert torch.equal(out[:, 1:], features[:, 1:] * ~hidden[:, 1:, None])
-    for row, seen in zip(out, mask & ~gone):
-        torch.testing.assert_close(row[0], row[seen].mean(0) if seen.any() else torch.zeros(3))
+    for row, visible in zip(out, detected & ~hidden):
+        torch.testing.assert_close(row[0], row[visible].mean(0) if visible.any() else torch.zeros(3))
 
 
 class Tampered:
@@ -138,20 +148,20 @@ class Tampered:
 @pytest.mark.parametrize("rules", [dict(), ORIGINAL])
 def test_hidden_features_leave_no_trace_in_a_batch(shared, frame, rules, target):
     one_each = frame[:20]
-    clean = pairs(one_each, shared, **MUCH, **rules, region_target=target).batch(range(20), generator())
+    clean = pairs(one_each, shared, **MUCH, **rules, region_target=target).batch(range(20), generators())
     hidden = (clean.features == 0).all(-1) & clean.region_mask
     hidden[:, 0] = False
     assert hidden.any()
     rows = {key: mask[1:][real[1:]].numpy() for (key,), mask, real in zip(one_each.images, hidden, clean.region_mask)}
     other = Sources(Tampered(shared.detected, rows), shared.given, shared.tokenizer, {})
-    batch = pairs(one_each, other, **MUCH, **rules, region_target=target).batch(range(20), generator())
+    batch = pairs(one_each, other, **MUCH, **rules, region_target=target).batch(range(20), generators())
     assert all(torch.equal(value, tensors(batch)[name]) for name, value in tensors(clean).items() if name != "contents")
     assert torch.equal(clean.contents, batch.contents) == (target == "classes")
 
 
 def test_only_the_improved_masks_hide_overlapping_regions(shared, frame):
     both = (pairs(frame, shared, **MUCH, overlap=overlap, mismatched=0) for overlap in (.4, None))
-    improved, original = (examples.batch(range(32), generator()) for examples in both)
+    improved, original = (examples.batch(range(32), generators()) for examples in both)
     assert torch.equal(improved.regions, original.regions)
     gone, chosen = (((batch.features == 0).all(-1) & batch.region_mask)[:, 1:] for batch in (improved, original))
     assert not (chosen & ~original.regions[:, 1:]).any()
@@ -163,7 +173,7 @@ def test_only_the_improved_masks_hide_overlapping_regions(shared, frame):
 
 def test_the_global_row_and_padding_are_never_asked(shared, frame):
     for rules in (dict(), ORIGINAL):
-        batch = pairs(frame, shared, words=1, regions=1, mismatched=0, **rules).batch(range(32), generator())
+        batch = pairs(frame, shared, words=1, regions=1, mismatched=0, **rules).batch(range(32), generators())
         assert not batch.regions[:, 0].any()
         assert torch.equal(batch.regions[:, 1:], batch.region_mask[:, 1:])
         assert ((batch.words >= 0) <= batch.text_mask).all()
@@ -179,7 +189,7 @@ def test_other_captions_differ(frame, shared):
     texts = dict(pd.Series(frame.text.tolist()).groupby([key for (key,) in frame.images]).agg(set))
     examples, seen = pairs(frame, shared, words=0, regions=0), []
     for seed in range(20):
-        batch = examples.batch(range(32), generator(seed))
+        batch = examples.batch(range(32), generators(seed))
         for row, (tokens, mask, wrong) in enumerate(zip(batch.tokens, batch.text_mask, batch.mismatched)):
             text = " ".join(TOKENIZER.pieces[i] for i in tokens[mask][1:-1])
             (key,) = frame.images.iloc[row]
@@ -192,18 +202,18 @@ def test_captions_that_read_alike_are_no_mismatch(shared):
     frame = pd.DataFrame(dict(uid=list("abc"), images=[(key,) for key in toy.KEYS[:3]],
                               text=["the red ball", "The RED ball", "a red ball"]))
     examples = pairs(frame, shared, words=0, regions=0, mismatched=1)
-    lengths = examples.batch([0, 1, 2], generator()).text_mask.sum(1).tolist()
+    lengths = examples.batch([0, 1, 2], generators()).text_mask.sum(1).tolist()
     assert lengths[:2] == [5, 5] and TOKENIZER(["a red ball"], 9)[0][1] == TOKENIZER.unknown
     assert examples.captions.texts == [0, 0, 1]
-    assert examples.batch([0, 1], generator()).tokens[:, 1].tolist() == [TOKENIZER.unknown] * 2
+    assert examples.batch([0, 1], generators()).tokens[:, 1].tolist() == [TOKENIZER.unknown] * 2
     same = pairs(frame[:2], shared, mismatched=1)
-    assert same.batch([0, 1], generator()).mismatched.tolist() == [0, 0]
+    assert same.batch([0, 1], generators()).mismatched.tolist() == [0, 0]
     assert Captions(["a"], [np.array([1])]).draw(0, generator(), 1) == 0
 
 
 def test_masks_of_mismatched_pairs(shared, frame):
     both = (pairs(frame, shared, **MUCH, mismatched_masks=on) for on in (False, True))
-    improved, original = (examples.batch(range(32), generator()) for examples in both)
+    improved, original = (examples.batch(range(32), generators()) for examples in both)
     wrong = improved.mismatched == 1
     assert wrong.any() and not wrong.all()
     assert torch.equal(improved.tokens, original.tokens) and torch.equal(improved.features, original.features)
@@ -275,7 +285,7 @@ def test_published_numbers_of_negatives():
 
 def test_negatives_of_a_batch(shared, frame):
     examples = pairs(frame, shared, **MUCH, region_target="contrast")
-    batch = examples.batch(range(32), generator())
+    batch = examples.batch(range(32), generators())
     assert batch.negatives.shape == (batch.regions.sum(), 127) and batch.negatives.dtype == torch.int64
     real = batch.region_mask.clone()
     real[:, 0] = False
@@ -300,7 +310,7 @@ def test_seeds(shared, frame):
     one, same, other = (tensors(TrainingBatches(examples, 16, seed)[5]) for seed in (0, 0, 1))
     assert all(torch.equal(value, same[name]) for name, value in one.items())
     assert not torch.equal(one["features"][:, :2], other["features"][:, :2])
-    first, second = (tensors(examples.batch(range(16), generator(seed))) for seed in (0, 1))
+    first, second = (tensors(examples.batch(range(16), generators(seed))) for seed in (0, 1))
     for name in ("tokens", "regions", "mismatched"): assert not torch.equal(first[name], second[name])
 
 
@@ -314,7 +324,7 @@ def model(target="classes"):
 @pytest.mark.parametrize("target", ["classes", "features", "contrast"])
 @pytest.mark.parametrize("share", [0, .4])
 def test_losses_and_gradients_are_finite(shared, frame, target, share):
-    batch = pairs(frame, shared, words=share, regions=share, region_target=target).batch(range(16), generator())
+    batch = pairs(frame, shared, words=share, regions=share, region_target=target).batch(range(16), generators())
     net = model(target)
     net.loss(net(batch), batch).backward()
     losses = net.losses(net(batch), batch)

@@ -251,5 +251,7 @@ def test_how_a_step_is_computed_changes_it_by_rounding_only(tmp_path, machine, p
 def test_in_every_precision_a_run_learns_the_same(tmp_path, precision):
     expected, _ = losses_on(tmp_path / "whole", Machine(), iterations=20)
     losses, here = losses_on(tmp_path / "other", Machine(precision=precision), iterations=20)
-    np.testing.assert_allclose(losses, expected, rtol=.1, atol=.05)
+    np.testing.assert_allclose(losses[:len(TASKS)], expected[:len(TASKS)], rtol=.02)
+    late, there = (each[-5 * len(TASKS):].mean() for each in (losses, expected))  # float16 leaves out its first steps
+    assert late == pytest.approx(there, rel=.1) and late < losses[:len(TASKS)].mean()
     assert all(weight.dtype == torch.float32 for weight in here.values())

@@ -8,6 +8,7 @@ __all__ = ['RULES', 'frame_rule', 'split_rule', 'region_rule', 'batch_rule', 'Ta
 # %% ../../nbs/64_contract.ipynb #bd45cf56
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -79,7 +80,7 @@ def batch_rule(task: str, splits: dict, sources: Sources) -> Iterator[str]:
     for split, seeds in (("train", True), ("test", False)):
         examples = Examples(task, splits[split].head(64), sources)
         rows = range(min(4, len(examples)))
-        one, other = (examples.batch(rows, generator(0, task) if seeds else None) for _ in range(2))
+        one, other = (examples.batch(rows, partial(generator, 0, task) if seeds else None) for _ in range(2))
         if not _same(one, other): yield f"{split}: the same rows gave two different batches"
         for name, tensor in one.tensors().items():
             if tensor.is_floating_point() and not tensor.isfinite().all(): yield f"{split}: {name} is not finite"
@@ -109,7 +110,7 @@ def model_rule(task: str, splits: dict, sources: Sources) -> Iterator[str]:
 def learning_rule(task: str, splits: dict, sources: Sources, steps: int = 60) -> Iterator[str]:
     "Whether the loss of one training batch falls by a third."
     model, examples = _tiny(sources), Examples(task, splits["train"].head(64), sources)
-    batch, losses = examples.batch(range(min(8, len(examples))), generator(0, task)), []
+    batch, losses = examples.batch(range(min(8, len(examples))), partial(generator, 0, task)), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(steps):
         losses.append(model.head(task).loss(model(batch), batch))

@@ -14,9 +14,12 @@ import sys
 import pandas as pd
 import torch
 
+from ..corpora import CorpusError
 from ..evaluation.measure import measure_run
+from ..model import CheckpointError
 from .notebooks import root, settings
 from ..processes import accelerators, launch
+from ..regions import StoreError
 from ..training.runs import run_of
 from ..training.train import train_run
 
@@ -57,7 +60,7 @@ def main(arguments=None):
     parser.add_argument("run", help="an entry of params.yaml")
     given = parser.parse_args(arguments)
     try: done = {"train": train, "test": test}[given.what](given.run)
-    except (ValueError, OSError, ArithmeticError) as error: sys.exit(f"{given.what} {given.run}: {error}")
+    except (StoreError, CheckpointError, CorpusError, ValueError, OSError, ArithmeticError) as error: sys.exit(f"{given.what} {given.run}: {error}")
     print(f"{given.run}: {len(done['trained'])} models trained" if given.what == "train" else scores_text(done))
 
 # %% ../../nbs/72_experiment.ipynb #ffd86d5c

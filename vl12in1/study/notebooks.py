@@ -178,6 +178,7 @@ def execute(notebook: str, **parameters: str) -> Path:
 def execute_together(devices: str, notebook: str, **parameters: str) -> Path:
     "`execute` in so many processes (`devices`: a number, or `auto`, one for each accelerator); ProcessLost as soon as one of them fails."
     from vl12in1.processes import accelerators, launch
+    if not re.fullmatch("auto|[1-9][0-9]*", devices): raise ValueError(f"--devices {devices}: a number, or auto")
     count = accelerators() if devices == "auto" else int(devices)
     if count == 1: return execute(notebook, **parameters)
     assignments = [f"{name}={value}" for name, value in parameters.items()]
