@@ -16,14 +16,8 @@ from vl12in1.model import Encoded
 from vl12in1.model.layers import LAYERS, meeting
 
 
-def project(block, x, part):
-    "One of query, key and value (0, 1, 2), which are three layers there: (N, L, hidden) -> (N, L, size)."
-    own = slice(part * block.size, (part + 1) * block.size)
-    return F.linear(x, block.qkv.weight[own], block.qkv.bias[own])
-
-
 def attention(block, x, key, value, mask):
-    query = project(block, x, 0)
+    query = block.query_in(x)
     query, key, value = (part.unflatten(-1, (block.heads, -1)).transpose(1, 2) for part in (query, key, value))
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** .5 + (~mask)[:, None, None] * -1e4
     weights = F.dropout(scores.softmax(-1), block.attention_dropout, block.training)
@@ -35,7 +29,7 @@ def layers(encoder, order, streams, masks):
     for kind, number in order:
         blocks, before = encoder.blocks(kind, number), dict(streams)
         for asks, asked in LAYERS[kind].items():
-            key, value = (project(blocks[asked], before[asked], part) for part in (1, 2))
+            key, value = blocks[asked].key_value_in(before[asked]).chunk(2, -1)
             block = blocks[asks]
             x = block.attention_norm(before[asks] + block.dropout(attention(block, before[asks], key, value, masks[asked])))
             inner = F.gelu(block.feed_forward_in(x))

@@ -78,7 +78,7 @@ def test_a_model_that_does_not_care_attends_evenly(toy):
     careless = deepcopy(model)
     with torch.no_grad():
         for name, weight in careless.named_parameters():
-            if "qkv" in name: weight.zero_()
+            if "query_in" in name or "key_value_in" in name: weight.zero_()
     heads = head_measures(careless, examples["refcoco"], CPU)
     np.testing.assert_allclose(heads.entropy, 1, rtol=1e-5)
     for name in ("referred", "whole picture", "[CLS]", "[SEP]", "[TASK]", "words"):

@@ -239,7 +239,7 @@ def test_other_depths(folder, layers):
     connections = dict(text_connections=(0, 1), image_connections=(0, 1))
     report = initialise_from_bert(TwelveInOne(replace(CONFIG, text_layers=layers, **connections), {}), folder)
     blocks = report[report.index.str.contains(r"text_layers|bert\.encoder\.layer")]
-    expected = {2: {"from BERT": 2 * 12, "not used": 2 * 16}, 6: {"from BERT": 4 * 12, "untouched": 2 * 12}}
+    expected = {2: {"from BERT": 2 * 14, "not used": 2 * 16}, 6: {"from BERT": 4 * 14, "untouched": 2 * 14}}
     assert blocks.status.value_counts().to_dict() == expected[layers]
 
 

@@ -147,9 +147,9 @@ def gradients(f):
             "bert.embeddings.word_embeddings": encoder.text_embeddings.words.weight.grad,
             "bert.embeddings.task_embeddings": encoder.text_embeddings.tasks.weight.grad,
             "bert.v_embeddings.image_embeddings": encoder.image_embeddings.features.weight.grad,
-            "bert.encoder.layer.0.attention.self.key": encoder.text_layers[0].qkv.weight.grad.chunk(3)[1],
+            "bert.encoder.layer.0.attention.self.key": encoder.text_layers[0].key_value_in.weight.grad.chunk(2)[0],
             "bert.encoder.c_layer.0.biattention.query1":
-                encoder.co_layers[0].image.qkv.weight.grad.chunk(3)[0]}.items():
+                encoder.co_layers[0].image.query_in.weight.grad}.items():
         yield f"grad.{published}.weight", ours, EVERYWHERE
 
 

@@ -74,17 +74,14 @@ class Block(nn.Module):
         "`feed_forward`: inner width of its second half; `config` has `dropout` and `attention_dropout`."
         super().__init__()
         self.size, self.heads, self.attention_dropout = size, heads, config.attention_dropout
-        self.qkv = nn.Linear(hidden, 3 * size)
+        self.query_in = nn.Linear(hidden, size)
+        self.key_value_in = nn.Linear(hidden, 2 * size)
         self.attention_out = nn.Linear(size, hidden)
         self.attention_norm = nn.LayerNorm(hidden, eps=1e-12)
         self.feed_forward_in = nn.Linear(hidden, feed_forward)
         self.feed_forward_out = nn.Linear(feed_forward, hidden)
         self.feed_forward_norm = nn.LayerNorm(hidden, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
-
-    def parts(self):
-        "Weight and bias of the query, (size, hidden) and (size,), then of key and value in one, (2 * size, hidden) and (2 * size,)."
-        return zip(*(tensor.split([self.size, 2 * self.size]) for tensor in (self.qkv.weight, self.qkv.bias)))
 
     def after_attention(self, x, context) -> torch.Tensor:
         "The rest of the block: (…, hidden) and what attention adds to it, of the same shape -> (…, hidden)."
@@ -95,14 +92,12 @@ class Block(nn.Module):
 @method_of(Block)
 def query(self, rows) -> torch.Tensor:
     "(P, hidden) -> (P, heads, size / heads)."
-    of_query, _ = self.parts()
-    return F.linear(rows, *of_query).unflatten(-1, (self.heads, -1))
+    return self.query_in(rows).unflatten(-1, (self.heads, -1))
 
 @method_of(Block)
 def key_value(self, rows) -> tuple[torch.Tensor, torch.Tensor]:
     "(P, hidden) -> key and value, each (P, heads, size / heads)."
-    _, of_both = self.parts()
-    return F.linear(rows, *of_both).unflatten(-1, (2, self.heads, -1)).unbind(-3)
+    return self.key_value_in(rows).unflatten(-1, (2, self.heads, -1)).unbind(-3)
 
 # %% ../../nbs/41_blocks.ipynb #attention
 def on_grid(stream, rows) -> torch.Tensor:
@@ -131,7 +126,7 @@ def weigh(own, scores) -> torch.Tensor:
 
 def attend_few(own, other, asks, asked) -> torch.Tensor:
     "The same as `attend`, cheaper where many positions ask few."
-    (weight, constant), _ = own.parts()
+    weight, constant = own.query_in.weight, own.query_in.bias
     key, value = (asked.layout.grid(part) for part in other.key_value(asked.rows))      # (N, K, heads, d)
     keys = torch.einsum("nkhd,hdx->nhkx", key, weight.unflatten(0, (own.heads, -1)))
     values = torch.einsum("nkhd,xhd->nhkx", value, own.attention_out.weight.unflatten(1, (own.heads, -1)))
@@ -144,14 +139,13 @@ def attend_few(own, other, asks, asked) -> torch.Tensor:
 # %% ../../nbs/41_blocks.ipynb #one-query
 def attend_first(own, other, asks, asked) -> torch.Tensor:
     "The same as `attend`, where `asks` has one position for each text or image."
-    _, (weight, constant) = other.parts()
-    of_key, of_value = weight.unflatten(0, (2, own.heads, -1))                           # (heads, d, hidden) each
+    of_key, of_value = other.key_value_in.weight.unflatten(0, (2, own.heads, -1))        # (heads, d, hidden) each
     query, grid = own.query(asks.rows), asked.grid()                                     # (N, heads, d), (N, K, hidden)
     scores = torch.einsum("nhx,nkx->nhk", torch.einsum("nhd,hdx->nhx", query, of_key), grid)
     scores = scores * query.shape[-1] ** -0.5 + asked.layout.bias(scores.dtype)[:, 0]
     weights = weigh(own, scores)
     told = torch.einsum("nhx,hdx->nhd", torch.einsum("nhk,nkx->nhx", weights, grid), of_value)
-    constant = constant[own.size:].unflatten(0, (own.heads, -1))
+    constant = other.key_value_in.bias[own.size:].unflatten(0, (own.heads, -1))
     return own.attention_out((told + constant * weights.sum(-1, keepdim=True)).flatten(1))
 
 # %% ../../nbs/41_blocks.ipynb #shortest
