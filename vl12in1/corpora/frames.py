@@ -74,6 +74,7 @@ class JsonStream:
 
     def peek(self) -> str:
         "The next character that is not space; empty at the end."
+        if self.text[self.at:self.at + 1] > " ": return self.text[self.at]  # nearly always
         self.at = _space.match(self.text, self.at).end()
         while self.at == len(self.text) and self.more():
             self.at = _space.match(self.text, self.at).end()
