@@ -52,7 +52,8 @@ def to_published_config(config, **more) -> dict:
 def block_names(ours, attention, out, norm, feed_in, feed_out) -> dict[str, list[str]]:
     "Of one `Block`: our module -> published modules whose tensors, one below the other, are ours."
     query, *key_value = attention
-    return {f"{ours}.query_in": [query], f"{ours}.key_value_in": key_value, f"{ours}.attention_out": [out], f"{ours}.attention_norm": [norm],
+    return {f"{ours}.query_in": [query], f"{ours}.key_value_in": key_value,
+            f"{ours}.attention_out": [out], f"{ours}.attention_norm": [norm],
             f"{ours}.feed_forward_in": [f"{feed_in}.dense"], f"{ours}.feed_forward_out": [f"{feed_out}.dense"],
             f"{ours}.feed_forward_norm": [f"{feed_out}.LayerNorm"]}
 

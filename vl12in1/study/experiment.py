@@ -60,7 +60,8 @@ def main(arguments=None):
     parser.add_argument("run", help="an entry of params.yaml")
     given = parser.parse_args(arguments)
     try: done = {"train": train, "test": test}[given.what](given.run)
-    except (StoreError, CheckpointError, CorpusError, ValueError, OSError, ArithmeticError) as error: sys.exit(f"{given.what} {given.run}: {error}")
+    except (StoreError, CheckpointError, CorpusError, ValueError, OSError, ArithmeticError) as error:
+        sys.exit(f"{given.what} {given.run}: {error}")
     print(f"{given.run}: {len(done['trained'])} models trained" if given.what == "train" else scores_text(done))
 
 # %% ../../nbs/72_experiment.ipynb #ffd86d5c
