@@ -234,6 +234,7 @@ def losses_on(folder, machine, iterations=4, pairs=None):
     run.machine, run.model.encoder.recompute = machine, machine.recompute
     run.schedule = RoundRobin(TASKS)  # a decision of stop-and-go can hang on a digit
     run.scaled = ScaledSteps(run.optimizer, machine)
+    run.scaled.scaler = torch.amp.GradScaler("cpu", init_scale=64., enabled=run.scaled.scaler.is_enabled())  # leaves out no step
     if pairs: run.pairs_at_once = lambda batch: pairs
     return run.run().loss.to_numpy(), weights(run)
 
@@ -251,7 +252,5 @@ def test_how_a_step_is_computed_changes_it_by_rounding_only(tmp_path, machine, p
 def test_in_every_precision_a_run_learns_the_same(tmp_path, precision):
     expected, _ = losses_on(tmp_path / "whole", Machine(), iterations=20)
     losses, here = losses_on(tmp_path / "other", Machine(precision=precision), iterations=20)
-    np.testing.assert_allclose(losses[:len(TASKS)], expected[:len(TASKS)], rtol=.02)
-    late, there = (each[-5 * len(TASKS):].mean() for each in (losses, expected))  # float16 leaves out its first steps
-    assert late == pytest.approx(there, rel=.1) and late < losses[:len(TASKS)].mean()
+    np.testing.assert_allclose(losses, expected, rtol=.1, atol=.05)
     assert all(weight.dtype == torch.float32 for weight in here.values())
