@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .detector import weights_digest
+from .detector import one_or_many, weights_digest
 from .store import Regions
 
 # %% ../../nbs/36_pretrained.ipynb #notice
@@ -320,11 +320,13 @@ class PretrainedDetector:
         return dict(extractor="vl12in1.regions.pretrained", settings=settings | self.network.settings,
                     class_names=self.class_names if boxes == "detected" else [])
 
-    def detect(self, pictures: list[np.ndarray]) -> list[Regions]:
+    @one_or_many
+    def detect(self, pictures) -> list[Regions]:
         "The `regions` most probable boxes of each picture, best first, with class probabilities."
         return [_best_regions(self, picture, seen) for picture, seen in zip(pictures, self.network(pictures))]
 
-    def describe(self, pictures: list[np.ndarray], boxes: list[np.ndarray]) -> list[Regions]:
+    @one_or_many
+    def describe(self, pictures, boxes) -> list[Regions]:
         "The regions of each picture in the boxes given: one array (n, 4) per picture. ValueError for decoder states."
         _refuse_decoder(self.features)
         return _pooled(self.network, pictures, boxes)
@@ -362,10 +364,12 @@ class PretrainedBackbone:
         settings = {"boxes": boxes, "notice": NOTICE, "features": "pooled", "grid": self.grid} | self.network.settings
         return dict(extractor="vl12in1.regions.pretrained", settings=settings)
 
-    def detect(self, pictures: list[np.ndarray]) -> list[Regions]:
+    @one_or_many
+    def detect(self, pictures) -> list[Regions]:
         "The regions of a grid over each picture."
         return self.describe(pictures, [grid_boxes(self.grid) * (picture.shape[1::-1] * 2) for picture in pictures])
 
-    def describe(self, pictures: list[np.ndarray], boxes: list[np.ndarray]) -> list[Regions]:
+    @one_or_many
+    def describe(self, pictures, boxes) -> list[Regions]:
         "The regions of each picture in the boxes given: one array (n, 4) per picture."
         return _pooled(self.network, pictures, boxes)
