@@ -5,6 +5,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -125,6 +126,35 @@ def test_a_name_on_the_hub_stands_for_the_files_of_the_model(monkeypatch):
     ((name, options),) = calls
     assert name == "someone/model" and options.pop("allow_patterns") == saving.FILES
     assert options == dict(revision="v1", local_files_only=True)
+
+
+def test_without_a_network_a_name_fails_at_once(monkeypatch):
+    "One question, no repetitions; and what was downloaded before is still found."
+    asked = []
+
+    class Deaf:
+        def head(self, address, timeout):
+            asked.append((address, timeout))
+            raise ConnectionError("unreachable")
+
+    monkeypatch.setattr(saving, "get_session", Deaf)
+    started = time.monotonic()
+    with pytest.raises(CheckpointError, match="^someone/nothing: no folder, and no model .* the hub, https://.* cannot be reached from here"):
+        TwelveInOne.from_pretrained("someone/nothing")
+    assert time.monotonic() - started < 1 and asked == [(saving.constants.ENDPOINT, 3.)]
+    task_model().save_pretrained("snapshot")
+    calls = []
+    monkeypatch.setattr(saving, "snapshot_download", lambda name, **options: calls.append(options["local_files_only"]) or "snapshot")
+    assert TwelveInOne.from_pretrained("someone/model").assets == ASSETS and calls == [True]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "empty"])
+def test_published_weights_are_no_folder_of_a_model(kind):
+    Path("published").mkdir()
+    weights = Path("published/pytorch_model.bin")
+    if kind != "empty": weights.touch()
+    complaint = "give the folder that `save_pretrained` wrote" if kind == "empty" else f"`vl12in1 convert {weights} FOLDER --config CONFIG.json`"
+    with pytest.raises(CheckpointError, match=complaint): TwelveInOne.from_pretrained(weights if kind == "file" else weights.parent)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "null\0byte", "no/such/folder"])

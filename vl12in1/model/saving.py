@@ -24,7 +24,8 @@ from .interface import EncoderConfig
 # %% ../../nbs/43_saving.ipynb #84c135b5
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="IProgress not found")  # where a notebook has no widgets for progress bars
-    from huggingface_hub import ModelHubMixin, snapshot_download
+    from huggingface_hub import ModelHubMixin, constants, get_session, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 # %% ../../nbs/43_saving.ipynb #checkpointerror
 class CheckpointError(Exception):
@@ -259,6 +260,23 @@ or ask it with `vl12in1.Predictor.from_pretrained`.
 Regions: {{ detector or "of a detector that nobody wrote down" }}. It understands no others.
 """
 
+# %% ../../nbs/43_saving.ipynb #check-saved
+CONVERT = "`vl12in1 convert {} FOLDER --config CONFIG.json` makes a model's folder of published weights"
+
+def check_saved(source: Path):
+    "CheckpointError, with what to do, for a folder in which no model of this library was saved."
+    if (source / "config.json").exists(): return
+    published = sorted(path for pattern in ("*.bin", "*.pth", "*.safetensors") for path in source.glob(pattern))
+    advice = CONVERT.format(published[0]) if published else "give the folder that `save_pretrained` wrote"
+    raise CheckpointError(f"{source / 'config.json'}: cannot be read, there is none: no model was saved in this folder; {advice}")
+
+# %% ../../nbs/43_saving.ipynb #hub-answers
+def hub_answers(seconds: float = 3.) -> bool:
+    "Whether the hub can be reached."
+    try: get_session().head(constants.ENDPOINT, timeout=seconds)
+    except Exception: return False  # by whatever name the client calls it
+    return True
+
 # %% ../../nbs/43_saving.ipynb #local-folder
 FILES = ["config.json", "model.safetensors", "vocab.txt", "answers_*.json", "origin.json"]
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -270,7 +288,13 @@ def local_folder(source, **options) -> Path:
     if unknown: raise TypeError(f"from_pretrained has no option {unknown[0]!r}; there are {', '.join(HUB_OPTIONS)}")
     try:
         if Path(source).is_dir(): return Path(source)
+        if Path(source).is_file(): raise CheckpointError(f"{source}: a file, and no folder of a model; {CONVERT.format(source)}")
+        if not options.get("local_files_only") and not hub_answers(): options = options | dict(local_files_only=True)
         return Path(snapshot_download(str(source), allow_patterns=FILES, **options))
+    except CheckpointError: raise
+    except LocalEntryNotFoundError:
+        raise CheckpointError(f"{source}: no folder, and no model that was downloaded before; the hub, {constants.ENDPOINT}, was not "
+                              "asked, or cannot be reached from here") from None
     except Exception as error:  # a hub that cannot be reached can fail in any way
         reason = (str(error).splitlines() or [""])[0][:200]
         raise CheckpointError(f"{source}: no folder, and no model on the hub ({type(error).__name__}: {reason})") from error
@@ -297,6 +321,7 @@ class SavedModel(ModelHubMixin, library_name="vl12in1", tags=["vision-language",
     def from_pretrained(cls, source, **options):
         "The saved model, on the CPU; `options` are `HUB_OPTIONS`. CheckpointError if there is none, TypeError for other options."
         folder = local_folder(source, **options)
+        check_saved(folder)
         path = folder / "config.json"
         settings = read_json(path)
         name = settings.get("model")
