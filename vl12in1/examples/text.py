@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'KNOWN', 'BLOCK', 'split_words', 'build_wordpieces', 'write_wordpieces', 'read_wordpieces', 'Tokenizer',
-           'TokenIds', 'most_common', 'build_answers', 'AnswerVocabulary']
+           'TokenIds', 'join_pieces', 'most_common', 'build_answers', 'AnswerVocabulary']
 
 # %% ../../nbs/50_text.ipynb #f9fc6029
 import json
@@ -119,6 +119,15 @@ class TokenIds:
         return self.flat[self.begins[row]:self.begins[row + 1]].astype(np.int64)
 
     def __iter__(self): return map(self.__getitem__, range(len(self)))
+
+# %% ../../nbs/50_text.ipynb #join-pieces
+def join_pieces(pieces: list[str]) -> tuple[list[str], np.ndarray]:
+    "Word pieces (T) -> the words that they make (W), and the number of the word to which each piece belongs (T,)."
+    begins = [not piece.startswith("##") for piece in pieces]
+    owner = np.maximum(np.cumsum(begins) - 1, 0)
+    words = [""] * (owner[-1] + 1)
+    for piece, word in zip(pieces, owner): words[word] += piece.removeprefix("##")
+    return words, owner
 
 # %% ../../nbs/50_text.ipynb #most-common
 def most_common(answers, form=normalise_answer) -> str:

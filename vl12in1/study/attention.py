@@ -22,6 +22,7 @@ from PIL import Image
 
 from ..boxes import iou
 from ..examples.batches import Examples
+from ..examples.text import join_pieces
 from ..model import TwelveInOne
 from ..tasks import TASKS
 from ..training.evaluation import head_scores
@@ -72,15 +73,6 @@ def _pieces_read(examples: Examples, row: int, config) -> list[str]:
     "The word pieces that the model reads of an example; the task token, if there is one, is `[TASK]`."
     first, *others = [examples.sources.tokenizer.pieces[i] for i in examples.tokens[row]]
     return [first, *["[TASK]"] * bool(config.task_tokens), *others]
-
-# %% ../../nbs/82_attention.ipynb #join-pieces
-def join_pieces(pieces: list[str]) -> tuple[list[str], np.ndarray]:
-    "Word pieces (T) -> the words that they make (W), and the number of the word to which each piece belongs (T,)."
-    begins = [not piece.startswith("##") for piece in pieces]
-    owner = np.maximum(np.cumsum(begins) - 1, 0)
-    words = [""] * (owner[-1] + 1)
-    for piece, word in zip(pieces, owner): words[word] += piece.removeprefix("##")
-    return words, owner
 
 # %% ../../nbs/82_attention.ipynb #special-words
 def per_word(weights: np.ndarray, owner: np.ndarray) -> np.ndarray:
