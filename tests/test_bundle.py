@@ -139,7 +139,8 @@ def test_without_a_network_a_name_fails_at_once(monkeypatch):
 
     monkeypatch.setattr(saving, "get_session", Deaf)
     started = time.monotonic()
-    with pytest.raises(CheckpointError, match="^someone/nothing: no folder, and no model .* the hub, https://.* cannot be reached from here"):
+    complaint = "^someone/nothing: no folder, and no model .* the hub, https://.* cannot be reached from here"
+    with pytest.raises(CheckpointError, match=complaint):
         TwelveInOne.from_pretrained("someone/nothing")
     assert time.monotonic() - started < 1 and asked == [(saving.constants.ENDPOINT, 3.)]
     task_model().save_pretrained("snapshot")
@@ -153,7 +154,8 @@ def test_published_weights_are_no_folder_of_a_model(kind):
     Path("published").mkdir()
     weights = Path("published/pytorch_model.bin")
     if kind != "empty": weights.touch()
-    complaint = "give the folder that `save_pretrained` wrote" if kind == "empty" else f"`vl12in1 convert {weights} FOLDER --config CONFIG.json`"
+    convert = f"`vl12in1 convert {weights} FOLDER --config CONFIG.json`"
+    complaint = "give the folder that `save_pretrained` wrote" if kind == "empty" else convert
     with pytest.raises(CheckpointError, match=complaint): TwelveInOne.from_pretrained(weights if kind == "file" else weights.parent)
 
 

@@ -1,10 +1,12 @@
 """Whoever has a model's folder can ask it: every kind of answer, about keys, regions, boxes and pictures, in words, anywhere."""
 import copy
+import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +23,10 @@ from vl12in1.examples.batches import Examples
 from vl12in1.model import CheckpointError, TwelveInOne, ViLBERTConfig
 from vl12in1.model.heads import HEADS
 from vl12in1.model.saving import Assets
-from vl12in1.predictor import Predictor
+from vl12in1.predictor import Predictor, published_assets
+from vl12in1.predictor.pictures import KEPT, Looking, open_detector
 from vl12in1.regions import Regions
-from vl12in1.regions.detector import Detector, DetectorConfig
+from vl12in1.regions.detector import Detector, DetectorConfig, save_detector
 from vl12in1.tasks import TASKS
 from vl12in1.training.trainer import assets_of
 
@@ -84,16 +87,18 @@ def test_a_frame_needs_no_uid(predictor, shared):
 ASKED = {
     "answer": (lambda p, key, text: p.answer(key, text), "answer", {"yes", "no"}),
     "entail": (lambda p, key, text: p.entail(key, text), "label", {"contradiction", "neutral", "entailment"}),
-    "verify": (lambda p, key, text: p.verify([(one, one) for one in key] if isinstance(key, list) else (key, key), text), "label",
-               {"False", "True"})}
+    "verify": (lambda p, key, text: p.verify(key, key, text), "label", {"False", "True"})}
 
 
 @pytest.mark.parametrize("kind", ASKED)
 def test_words_with_scores_best_first(kind, predictor):
     ask, field, words = ASKED[kind]
-    answers = ask(predictor, "coco:3", "is the ball red")
+    answer = ask(predictor, "coco:3", "is the ball red")
+    answers = answer.top_k
     assert {answer[field] for answer in answers} == words
     scores = [answer["score"] for answer in answers]
+    assert (answer.score, getattr(answer, field)) == (scores[0], answers[0][field]) == (answer.score, answer.alternatives[answer.index])
+    assert dict(zip(answer.alternatives, answer.probabilities)) == {each[field]: np.float32(each["score"]) for each in answers}
     assert scores == sorted(scores, reverse=True) and all(0 <= score <= 1 for score in scores) and type(scores[0]) is float
 
 
@@ -103,8 +108,8 @@ def test_lists_give_lists_and_the_same_answers(kind, predictor):
     keys, texts = toy.KEYS[:7], [f"the {colour} ball" for colour in ("red", "blue", "red", "left", "right", "red", "blue")]
     alone = [ask(predictor, key, text) for key, text in zip(keys, texts)]
     together = ask(predictor, keys, texts)
-    flat = [[dict(answer, score=pytest.approx(answer["score"], abs=1e-5)) for answer in answers] for answers in alone]
-    assert [list(map(dict, answers)) for answers in together] == flat
+    flat = [[dict(row, score=pytest.approx(row["score"], abs=1e-5)) for row in answer.top_k] for answer in alone]
+    assert [list(answer.top_k) for answer in together] == flat
     assert ask(predictor, keys, "the ball")[2] == ask(predictor, keys, ["the ball"] * 7)[2]
     assert ask(predictor, [], []) == []
 
@@ -113,13 +118,13 @@ def test_the_best_answer_is_the_prediction(predictor, shared):
     for task, method in (("vqa", predictor.answer), ("gqa", predictor.answer), ("snli_ve", predictor.entail)):
         frame = split(task, shared)
         replies = method([key for (key,) in frame.images], frame.text.tolist(), task=task, top_k=1)
-        words = [next(value for name, value in reply.items() if name != "score") for (reply,) in replies]
+        words = [next(value for name, value in reply.top_k[0].items() if name != "score") for reply in replies]
         assert words == predictor.predict(frame, task).prediction.tolist()
 
 
-@pytest.mark.parametrize("top_k, count", [(1, 1), (2, 2), (99, 2)])
+@pytest.mark.parametrize("top_k, count", [(1, 1), (2, 2), (99, 2), (None, 2)])
 def test_as_many_alternatives_as_asked_for(top_k, count, predictor):
-    assert len(predictor.answer("coco:1", "the ball", top_k=top_k)) == count
+    assert len(predictor.answer("coco:1", "the ball", top_k=top_k).top_k) == count
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))], ids=["copied", "pickled"])
@@ -156,7 +161,7 @@ def test_any_mapping_is_a_store(folder, shared, predictor):
     regions = {key: shared.detected[key] for key in toy.KEYS[:3]}
     other = Predictor.from_pretrained(folder / "model", regions=regions, machine=toy.CPU)
     assert other.answer("coco:2", "the ball") == predictor.answer("coco:2", "the ball")
-    assert {match["image"] for match in other.find("a red ball")} == set(toy.KEYS[:3])
+    assert {match["label"] for match in other.rank(list(other.regions), ["a red ball"]).pictures[0].top_k} == set(toy.KEYS[:3])
 
 
 def test_the_folder_of_both_stores(folder, tmp_path):
@@ -168,24 +173,31 @@ def test_the_folder_of_both_stores(folder, tmp_path):
 # ---- boxes
 
 def test_a_phrase_is_placed_in_pixels(predictor):
-    places, regions = predictor.ground("coco:5", "the red ball", top_k=99), predictor.regions["coco:5"]
+    best, regions = predictor.ground("coco:5", "the red ball", top_k=99), predictor.regions["coco:5"]
+    places = best.top_k
     boxes = {tuple(place["box"].values()) for place in places}
     expected = {tuple(round(float(side), 1) for side in box) for box in regions.boxes} | {(0., 0., 100., 100.)}
     assert boxes == expected and {place["label"] for place in places} == {"the red ball"}
     assert list(places[0]["box"]) == ["xmin", "ymin", "xmax", "ymax"] and type(places[0]["box"]["xmin"]) is float
+    for place in (best.to_dict(), *places):  # the toy's pictures are 100 pixels wide and high
+        assert tuple(place["box"].values()) == pytest.approx([100 * side for side in place["fractions"]], abs=.06)
+    assert best.fractions == pytest.approx(best.alternatives[best.index], abs=1e-6)
 
 
 def test_the_best_box_is_the_prediction(predictor, shared):
     frame = split("refcoco", shared)
     places = predictor.ground([key for (key,) in frame.images], frame.text.tolist(), task="refcoco", top_k=1)
     predictions = predictor.predict(frame, "refcoco").prediction
-    for (place,), box in zip(places, predictions):
-        assert tuple(place["box"].values()) == pytest.approx([100 * side for side in box], abs=.06)
+    for place, box in zip(places, predictions):
+        assert tuple(place.box.values()) == pytest.approx([100 * side for side in box], abs=.06)
 
 
 def test_only_the_boxes_given_compete(predictor):
     boxes = predictor.regions["coco:6"].boxes[[3, 1]]
-    places = predictor.ground("coco:6", "the left box", boxes=boxes, task="visual7w", top_k=99)
+    best = predictor.ground("coco:6", "the left box", boxes=boxes, task="visual7w", top_k=99)
+    places = best.top_k
+    assert best == predictor.choose("coco:6", "the left box", boxes, top_k=99)
+    assert tuple(best.box.values()) == tuple(round(float(side), 1) for side in boxes[best.index])
     expected = {tuple(round(float(side), 1) for side in box) for box in boxes}
     assert {tuple(place["box"].values()) for place in places} == expected
 
@@ -195,8 +207,16 @@ def test_boxes_differ_from_question_to_question(predictor):
     boxes = predictor.regions["coco:6"].boxes
     among = [boxes[:2], boxes[2:], boxes[:1]]
     many = predictor.ground("coco:6", ["the left box"] * 3, boxes=among, task="guesswhat")
-    assert [len(places) for places in many] == [2, 3, 1]
-    assert many[1][0]["box"] == predictor.ground("coco:6", "the left box", boxes=among[1], task="guesswhat")[0]["box"]
+    assert [len(place.top_k) for place in many] == [2, 3, 1]
+    assert many[1].box == predictor.ground("coco:6", "the left box", boxes=among[1], task="guesswhat").box
+    assert many == predictor.guess("coco:6", ["the left box"] * 3, among)
+
+
+def test_a_dialogue_is_its_turns(predictor):
+    boxes, turns = predictor.regions["coco:6"].boxes, (("is it red?", "Yes"), ("left?", "No"))
+    asked = predictor.guess("coco:6", turns, boxes)
+    assert asked.label == "start is it red? answer Yes stop start left? answer No stop"
+    assert asked == predictor.guess("coco:6", asked.label, boxes) == predictor.guess("coco:6", [turns], [boxes])[0]
 
 
 # ---- retrieval
@@ -204,22 +224,33 @@ def test_boxes_differ_from_question_to_question(predictor):
 def test_a_caption_finds_images(predictor, shared):
     frame = split("coco_retrieval", shared)
     keys = list(dict.fromkeys(key for (key,) in frame.images))
-    matches = predictor.find(frame.text.tolist(), keys, task="coco_retrieval")
+    matches = predictor.rank(keys, frame.text.tolist(), task="coco_retrieval").pictures
     expected = predictor.predict(frame, "coco_retrieval").prediction
-    assert [[match["image"] for match in of_caption] for of_caption in matches] == [list(best[:5]) for best in expected]
-    assert sum(match["score"] for match in predictor.find("a ball", top_k=99)) == pytest.approx(1)
+    assert [[row["label"] for row in of_caption.top_k] for of_caption in matches] == [list(best[:5]) for best in expected]
+    (match,) = predictor.rank(list(predictor.regions.keys()), ["a ball"], top_k=99).pictures
+    assert sum(row["score"] for row in match.top_k) == pytest.approx(1)
+
+
+def test_a_ranking_is_read_both_ways(predictor):
+    captions = ["the red ball", "the box", "left right"]
+    ranking = predictor.rank(toy.KEYS[:4], captions)
+    assert ranking.scores.shape == (3, 4) and len(ranking.pictures) == 3 and len(ranking.captions) == 4
+    assert [match.index for match in ranking.pictures] == ranking.scores.argmax(1).tolist()
+    assert [match.label for match in ranking.captions] == [captions[best] for best in ranking.scores.argmax(0)]
+    assert [match.probabilities.sum() for match in ranking.captions] == pytest.approx([1] * 4)
+    assert json.loads(json.dumps(ranking.to_dict()))["pictures"][0]["label"] == ranking.pictures[0].label
 
 
 def test_images_without_a_key_are_called_by_their_number(predictor):
     images = [predictor.regions[key] for key in toy.KEYS[:3]]
-    numbers, keys = predictor.find("a ball", images), predictor.find("a ball", toy.KEYS[:3])
-    assert [toy.KEYS[match["image"]] for match in numbers] == [match["image"] for match in keys]
+    ((numbers,), (keys,)) = (predictor.rank(shown, ["a ball"]).pictures for shown in (images, toy.KEYS[:3]))
+    assert [toy.KEYS[match["label"]] for match in numbers.top_k] == [match["label"] for match in keys.top_k]
 
 
 def test_every_caption_with_every_image(predictor):
-    scores = predictor.match(toy.KEYS[:4], ["the ball", "the box"])
-    assert scores.shape == (2, 4) and scores.dtype == torch.float32
-    assert scores[1, 2].item() == pytest.approx(predictor.match([toy.KEYS[2]], ["the box"]).item(), abs=1e-5)
+    scores = predictor.rank(toy.KEYS[:4], ["the ball", "the box"]).scores
+    assert scores.shape == (2, 4) and scores.dtype == np.float32
+    assert scores[1, 2].item() == pytest.approx(predictor.rank([toy.KEYS[2]], ["the box"]).scores.item(), abs=1e-5)
 
 
 # ---- pictures
@@ -231,18 +262,21 @@ class FakeDetector:
 
     def record(self, boxes): return dict(extractor=self.name, settings={})
 
-    def detect(self, pictures):
-        self.calls.append(("detect", [picture.shape for picture in pictures]))
-        return [self.regions] * len(pictures)
+    def detect(self, picture):
+        self.calls.append(("detect", picture.shape))
+        return self.regions
 
-    def describe(self, pictures, boxes):
-        self.calls.append(("describe", [picture.shape for picture in pictures]))
-        return [replace(self.regions, features=self.regions.features[:len(each)], boxes=np.float32(each)) for each in boxes]
+    def describe(self, picture, boxes):
+        self.calls.append(("describe", picture.shape))
+        return replace(self.regions, features=self.regions.features[:len(boxes)], boxes=np.float32(boxes))
 
 
 @pytest.fixture
 def looking(shared, folder):
-    return Predictor.from_pretrained(folder / "model", detector=FakeDetector(shared.detected["coco:7"]), machine=toy.CPU)
+    return Predictor.from_pretrained(folder / "model", FakeDetector(shared.detected["coco:7"]), machine=toy.CPU)
+
+
+def calls(predictor): return predictor.looking.detector.calls
 
 
 def test_a_picture_is_looked_at_in_any_form(looking, predictor, tmp_path):
@@ -250,20 +284,23 @@ def test_a_picture_is_looked_at_in_any_form(looking, predictor, tmp_path):
     Image.fromarray(picture).save(tmp_path / "picture.png")
     expected = predictor.answer("coco:7", "the ball")
     path = tmp_path / "picture.png"
-    for image in (picture, Image.fromarray(picture), Image.fromarray(picture).convert("L"), path, str(path)):
+    for image in (picture, picture[..., 0], Image.fromarray(picture), Image.fromarray(picture).convert("L"), path, str(path)):
         assert looking.answer(image, "the ball") == expected
-    assert looking.detector.calls == [("detect", [(30, 20, 3)])] * 5
+    assert calls(looking) == [("detect", (30, 20, 3))]  # all are the same picture
+    assert looking.answer(picture + 1, "the ball") == expected
+    assert calls(looking) == [("detect", (30, 20, 3))] * 2
 
 
 def test_one_picture_is_looked_at_once_however_many_questions_there_are(looking):
     looking.answer(np.zeros((30, 20, 3), np.uint8), ["the ball", "the box", "red"])
-    assert len(looking.detector.calls) == 1
+    looking.entail(np.zeros((30, 20, 3), np.uint8), "the ball")
+    assert len(calls(looking)) == 1
 
 
 def test_boxes_of_a_picture_are_described(looking):
     places = looking.ground(np.zeros((30, 20, 3), np.uint8), "the ball", boxes=[[0, 0, 9, 9], [5, 5, 20, 20]])
-    assert {tuple(place["box"].values()) for place in places} == {(0., 0., 9., 9.), (5., 5., 20., 20.)}
-    assert {name for name, _ in looking.detector.calls} == {"detect", "describe"}
+    assert {tuple(place["box"].values()) for place in places.top_k} == {(0., 0., 9., 9.), (5., 5., 20., 20.)}
+    assert {name for name, _ in calls(looking)} == {"detect", "describe"}
 
 
 def test_one_picture_is_described_once_with_the_boxes_of_all_its_phrases(looking):
@@ -271,26 +308,112 @@ def test_one_picture_is_described_once_with_the_boxes_of_all_its_phrases(looking
     one, other = np.zeros((30, 20, 3), np.uint8), np.zeros((50, 50, 3), np.uint8)
     among = [[[0, 0, 9, 9], [5, 5, 20, 20]], [[1, 1, 9, 9]], [[2, 2, 30, 30], [0, 0, 9, 9]], [[1, 1, 9, 9]]]
     places = looking.ground([one, one, other, one], ["the ball"] * 4, boxes=among, top_k=99)
-    assert looking.detector.calls == [(kind, [shape]) for kind in ("describe", "detect") for shape in ((30, 20, 3), (50, 50, 3))]
-    shown = [{tuple(place["box"].values()) for place in of_phrase} for of_phrase in places]
+    assert calls(looking) == [(kind, shape) for kind in ("detect", "describe") for shape in ((30, 20, 3), (50, 50, 3))]
+    shown = [{tuple(place["box"].values()) for place in of_phrase.top_k} for of_phrase in places]
     assert shown == [{tuple(map(float, box)) for box in boxes} for boxes in among]
     assert places[1] == places[3]
+
+
+def test_a_folder_keeps_what_was_seen(shared, folder, tmp_path):
+    "For another predictor with the same detector, and for no other detector; damaged files are as good as none."
+    picture, boxes = np.random.default_rng(0).integers(0, 255, (30, 20, 3), np.uint8), [[0, 0, 9, 9]]
+    first, second = (FakeDetector(shared.detected["coco:7"]) for _ in range(2))
+    ask = lambda detector: Predictor.from_pretrained(folder / "model", detector, cache=tmp_path / "seen", machine=toy.CPU).ground(
+        picture, "the ball", boxes)
+    expected = ask(first)
+    assert len(first.calls) == 2 and ask(second) == expected and second.calls == []
+    other = Looking(FakeDetector(shared.detected["coco:3"], "another"), tmp_path / "seen")
+    assert other(picture).boxes.tolist() == shared.detected["coco:3"].boxes.tolist()
+    for path in (tmp_path / "seen").iterdir(): path.write_bytes(path.read_bytes()[:99])
+    assert ask(second) == expected and len(second.calls) == 2
+    assert not list((tmp_path / "seen").glob(f"*.{os.getpid()}"))
+
+
+def test_only_the_last_pictures_are_remembered(looking):
+    pictures = [np.full((4, 4, 3), shade, np.uint8) for shade in range(KEPT + 1)]
+    for picture in [*pictures, pictures[-1], pictures[1]]: looking.look(picture)
+    assert len(calls(looking)) == KEPT + 1
+    looking.look(pictures[0])
+    assert len(calls(looking)) == KEPT + 2
+
+
+def test_one_look_for_all_tasks(looking):
+    "What a page does that shows a picture, a sentence and what every task makes of them."
+    picture, boxes = np.zeros((30, 20, 3), np.uint8), [[0, 0, 9, 9], [5, 5, 20, 20]]
+    for task in looking.assets.tasks:
+        head = HEADS[TASKS[task].head]
+        if head.look_alikes: looking.rank([picture], ["the ball"], task=task)
+        else: looking.ask(task, (picture,) * head.images, "the ball")
+    looking.choose(picture, "the ball", boxes)
+    looking.explain(picture, "the ball")
+    assert calls(looking) == [("detect", (30, 20, 3)), ("describe", (30, 20, 3))]
 
 
 def test_the_detector_of_the_study(shared):
     "A small one, untrained, with a model that claims to have learned from it."
     torch.manual_seed(0)
-    detector = Detector.new(DetectorConfig(), ["background", "ball"], ["red"])
-    record = detector.record("given")  # whether boxes are given or detected makes no other detector of it
-    model = model_of(shared, DetectorConfig().feature_dim)
-    model.assets = replace(model.assets, regions=dict(extractor=dict(name=record["extractor"], settings=record["settings"])))
+    detector, model = detector_and_model(shared)
     looking = Predictor(model, detector=detector, machine=toy.CPU)
     picture = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
-    (place,) = looking.ground(picture, "the ball", boxes=[[10, 10, 40, 40]])
-    assert place["box"] == dict(xmin=10, ymin=10, xmax=40, ymax=40)
-    assert [answer["answer"] for answer in looking.answer([picture, picture[::-1]], "the ball", top_k=1)[1]] in (["yes"], ["no"])
+    place = looking.ground(picture, "the ball", boxes=[[10, 10, 40, 40]])
+    assert len(place.top_k) == 1 and place.box == dict(xmin=10, ymin=10, xmax=40, ymax=40)
+    assert looking.answer([picture, picture[::-1]], "the ball", top_k=1)[1].answer in ("yes", "no")
     with pytest.raises(ValueError, match="the detector: its regions .* learned with 'vl12in1.regions.detector' .other score"):
         Predictor(model, detector=replace(detector, config=DetectorConfig(score=.2)), machine=toy.CPU)
+
+
+# ---- inside
+
+def test_vectors_have_a_row_for_each_piece_and_region(predictor):
+    "The same alone as beside longer texts, and the heads' own answer can be computed from them."
+    texts = ["the ball", "the red ball left", "is the ball"]
+    many = predictor.encode(toy.KEYS[:3], texts, task="vqa")
+    for key, text, encoding in zip(toy.KEYS, texts, many):
+        alone = predictor.encode(key, text, task="vqa")
+        assert encoding.pieces == alone.pieces == ("[CLS]", "[TASK]", *text.split(), "[SEP]")
+        assert encoding.text.shape == (len(encoding.pieces), predictor.model.config.text_hidden)
+        assert encoding.image.shape == (6, predictor.model.config.image_hidden) and encoding.boxes.shape == (6, 4)
+        np.testing.assert_allclose(encoding.pooled, alone.pooled, atol=1e-5)
+        np.testing.assert_allclose(encoding.text, alone.text, atol=1e-5)
+        head = predictor.model.head("vqa")
+        with torch.inference_mode(): logits = head.classifier(torch.from_numpy(encoding.pooled)[None])
+        answer = predictor.answer(key, text, task="vqa")
+        np.testing.assert_allclose(head.confidences(logits)[0], answer.probabilities, atol=1e-5)
+    assert json.loads(json.dumps(many[0].to_dict()))["pieces"] == list(many[0].pieces)
+    assert not np.allclose(predictor.encode(toy.KEYS[0], texts[0], task="refcoco").pooled, many[0].pooled, atol=1e-4)
+
+
+def test_attention_is_divided_among_regions_and_words(predictor):
+    (look,) = predictor.explain(["coco:1"], ["the red ball"])
+    pieces, regions = len(look.pieces), len(look.boxes)
+    shapes = {"text_to_image": (pieces, regions), "image_to_text": (regions, pieces), "text": (pieces, pieces), "image": (regions, regions)}
+    for name, maps in look.attention.items():
+        assert maps.shape[2:] == shapes[name]
+        np.testing.assert_allclose(maps.sum(-1), 1, atol=1e-5)
+    assert set(look.attention) == set(shapes) and look.words == ("the", "red", "ball")
+    np.testing.assert_allclose(look.regions_of("red"), look.attention["text_to_image"][-1][:, 3].mean(0), rtol=1e-6)
+    assert json.loads(json.dumps(look.to_dict()))["boxes"] == look.boxes.tolist()
+
+
+# ---- long texts
+
+def test_a_text_that_is_too_long_is_cut_and_that_is_said(predictor):
+    text = "is the ball red " * 5 + "left box"  # the task reads 21 word pieces
+    with pytest.warns(UserWarning, match="vqa reads 21 word pieces of a text; cut is 'box'"): cut = predictor.answer("coco:1", text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert predictor.answer("coco:1", text.removesuffix(" box")) == cut
+        predictor.entail("coco:1", text)  # which reads more
+    with pytest.warns(UserWarning, match="visual7w reads 18 word pieces .* cut is 'ball red left box'"):
+        predictor.choose("coco:1", text, predictor.regions["coco:1"].boxes)
+    with pytest.warns(UserWarning, match="coco_retrieval reads 28 word pieces .* cut is 'right'"):
+        predictor.rank(["coco:1"], ["left " * 28 + "right"])
+
+
+def test_the_list_of_answers_is_a_parameter(predictor):
+    for vocabulary in ("vqa", "gqa"):
+        assert predictor.answer("coco:1", "the ball", vocabulary=vocabulary) == predictor.answer("coco:1", "the ball", task=vocabulary)
+    assert predictor.answer("coco:1", "the ball") == predictor.answer("coco:1", "the ball", vocabulary="vqa")
 
 
 # ---- what cannot be asked
@@ -327,6 +450,24 @@ def test_a_record_of_a_detector_that_is_none_is_refused(extractor, shared, folde
     model.assets = replace(model.assets, regions=dict(extractor=extractor))
     with pytest.raises(CheckpointError, match="^the model: origin.json: `extractor` is not the name and the settings"):
         Predictor(model, folder / "store", machine=toy.CPU)
+
+
+def test_a_detector_that_is_none_is_refused(folder, tmp_path):
+    for name in ("absent", folder / "model"):
+        with pytest.raises(ValueError, match=f"^{name}: no detector; give a folder that `save_detector` wrote"): open_detector(name)
+    (tmp_path / "model.pth").touch()
+    with pytest.raises(ValueError, match="model.pth: published weights need their configuration beside them, .* there: none"):
+        open_detector(tmp_path / "model.pth")
+
+
+def test_published_weights_are_asked_with_the_words_that_they_are_given(shared, folder, predictor, tmp_path):
+    "Without a list of answers the tasks that need it are missing, and nothing else."
+    bare = TwelveInOne.from_pretrained(folder / "model")
+    bare.assets = published_assets(bare, toy.WORDS, {"vqa": ["yes", "no"]})
+    bare.save_pretrained(tmp_path / "model")
+    asked = Predictor.from_pretrained(tmp_path / "model", regions=shared.detected, machine=toy.CPU)
+    assert asked.answer("coco:1", "the ball") == predictor.answer("coco:1", "the ball")
+    assert set(TASKS) - set(asked.assets.tasks) == {"gqa"}
 
 
 def test_options_that_there_are_not_are_refused(folder):
@@ -384,14 +525,21 @@ NONSENSE = {
     "a number": (lambda p: p.answer(3, "the ball"), "image 'int': no regions are known of it"),
     "no text": (lambda p: p.answer("coco:1", None), "text None: a question"),
     "a number for a text": (lambda p: p.answer(["coco:1"], [3]), "text 3: a question"),
-    "lists of different lengths": (lambda p: p.answer(["coco:1"], ["a", "b"]), "1 images, 2 questions"),
+    "lists of different lengths": (lambda p: p.answer(["coco:1"], ["a", "b"]), "1 pictures, 2 texts"),
     "no alternatives": (lambda p: p.answer("coco:1", "the ball", top_k=0), "top_k 0: how many"),
-    "one image of two": (lambda p: p.verify("coco:1", "the ball"), "a statement is about two images"),
+    "one image of two": (lambda p: p.verify("coco:1", "the ball"), "a statement about two pictures takes both"),
+    "two images of one": (lambda p: p.ask("vqa", ("coco:1", "coco:2"), "the ball"), "vqa: a text is about 1 pictures, and there are 2"),
+    "one image for a task of two": (lambda p: p.ask("nlvr2", "coco:1", "the ball"), "nlvr2: a text is about 2 pictures, and there are 1"),
+    "retrieval of one": (lambda p: p.ask("coco_retrieval", "coco:1", "the ball"), "coco_retrieval: it compares .* use `rank`"),
+    "an empty text": (lambda p: p.answer("coco:1", " \n"), r"text ' .n': nothing is asked"),
+    "an empty caption": (lambda p: p.rank(["coco:1"], ["the ball", ""]), "text '': nothing is asked"),
+    "answers of no list": (lambda p: p.answer("coco:1", "the ball", vocabulary="okvqa"), "and the answers 'okvqa'; it learned vqa"),
+    "a word that is not there": (lambda p: p.explain("coco:1", "the ball").regions_of("box"), "no word 'box' in the text; .* the, ball"),
     "another task's head": (lambda p: p.answer("coco:1", "the ball", task="refcoco"), "the task 'refcoco' with the head 'answer'"),
     "a box of nobody's": (lambda p: p.ground("coco:1", "the ball", boxes=[[0, 0, 100, 3]]), "a box that is none of the image's"),
     "no boxes": (lambda p: p.ground("coco:1", "the ball", boxes=[]), "no boxes to choose among"),
     "boxes for some": (lambda p: p.ground(["coco:1"] * 2, "a", boxes=[[[0, 0, 1, 1]]]), "boxes for 1 of 2 questions"),
-    "no images": (lambda p: p.find("the ball", []), "no images to look among"),
+    "no images": (lambda p: p.rank([], ["the ball"]), r"pictures \[\]: give a list with something in it"),
     "features of another width": (lambda p: p.answer(Regions(np.ones((2, 3)), np.ones((2, 4)), 9, 9), "the ball"),
                                   "the model reads 8 numbers per region")}
 
@@ -405,33 +553,47 @@ def test_nonsense_is_one_clear_error(case, predictor):
 def test_a_picture_that_is_none(looking, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(OSError, match="text.png: cannot be read as a picture"): looking.answer(str(tmp_path / "text.png"), "a")
-    with pytest.raises(ValueError, match="image of type ndarray"): looking.answer(np.zeros((3, 3)), "a")
+    with pytest.raises(ValueError, match=r"a picture of type ndarray, shape \(3, 3\), float64"): looking.answer(np.zeros((3, 3)), "a")
 
 
 # ---- anywhere
 
 SIX_LINES = """from vl12in1 import Predictor
 
-predictor = Predictor.from_pretrained("model", regions="regions")
-for answer in predictor.answer("coco:9", "what colour is the ball", top_k=2):
-    print(answer["answer"], answer["score"])
+predictor = Predictor.from_pretrained("model", detector="detector")
+answer = predictor.answer("picture.png", "what colour is the ball", top_k=2)
+for row in answer.top_k: print(row["answer"], row["score"])
 """
 
 
-def test_six_lines_in_an_empty_folder_without_a_checkout(folder, predictor, tmp_path):
-    "Only the folder of the model, a region store and the installed modules: no notebooks, no dvc.yaml, no settings."
+def detector_and_model(shared):
+    "A small detector, untrained, and a model that claims to have learned from it."
+    detector = Detector.new(DetectorConfig(), ["background", "ball"], ["red"])
+    record, model = detector.record("given"), model_of(shared, DetectorConfig().feature_dim)  # boxes make no other detector of it
+    model.assets = replace(model.assets, regions=dict(extractor=dict(name=record["extractor"], settings=record["settings"])))
+    return detector, model
+
+
+def test_six_lines_in_an_empty_folder_without_a_checkout(shared, tmp_path):
+    "Only the folders of the model and the detector, a picture and the installed modules: no notebooks, no dvc.yaml, no settings."
     shutil.copytree(ROOT / "vl12in1", tmp_path / "site/vl12in1", ignore=shutil.ignore_patterns("__pycache__"))
-    for name, target in (("model", "model"), ("store", "regions")): shutil.copytree(folder / name, tmp_path / "empty" / target)
+    (tmp_path / "empty").mkdir()
+    detector, model = detector_and_model(shared)
+    save_detector(detector, tmp_path / "empty/detector")
+    model.save_pretrained(tmp_path / "empty/model")
+    picture = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "empty/picture.png")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= dict(PYTHONPATH=str(tmp_path / "site"), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
     done = subprocess.run([sys.executable, "-c", SIX_LINES], cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     words = [line.split()[0] for line in done.stdout.splitlines()]
-    assert words == [answer["answer"] for answer in predictor.answer("coco:9", "what colour is the ball", top_k=2)]
+    here = Predictor(model, detector=detector, machine=toy.CPU).answer(picture, "what colour is the ball", top_k=2)
+    assert words == [row["answer"] for row in here.top_k]
     assert set(words) == {"yes", "no"}
 
 
-@pytest.mark.parametrize("page", ["README.md", "nbs/65_predictor.ipynb"])
+@pytest.mark.parametrize("page", ["README.md", "nbs/66_predictor.ipynb"])
 def test_the_six_lines_are_the_ones_that_readers_see(page):
     assert len([line for line in SIX_LINES.splitlines() if line]) <= 6
     shown = (ROOT / page).read_text().replace('\\"', '"')
@@ -446,7 +608,7 @@ def test_what_training_leaves_can_be_asked(tmp_path):
     trainer.model.save_pretrained(tmp_path / "model")
     predictor = Predictor.from_pretrained(tmp_path / "model", regions=tmp_path / "store", machine=toy.CPU)
     assert list(predictor.assets.tasks) == list(predictor.assets.data) == ["vqa", "refcoco", "snli_ve"]
-    assert {answer["answer"] for answer in predictor.answer("coco:1", "the ball")} == {"yes", "no"}
+    assert {row["answer"] for row in predictor.answer("coco:1", "the ball").top_k} == {"yes", "no"}
     assert predictor.assets.data["vqa"]["examples"] == 32 and len(predictor.assets.data["vqa"]["sha256"]) == 64
     assert predictor.assets.regions["extractor"]["name"] == "random"
 
@@ -466,9 +628,9 @@ def test_other_examples_have_another_digest(tmp_path):
     (lambda p: p.answer(Regions(np.zeros((2, 8), "float16"), np.zeros((1, 4), "float32"), 100, 100), "is the ball red"), "one of each"),
     (lambda p: p.ground(toy.KEYS[0], "the ball", boxes=[0, 0, 10, 10]), r"boxes of shape \(4,\)"),
     (lambda p: p.ground(toy.KEYS[0], "the ball", boxes=[[float("nan")] * 4]), "boxes of shape"),
-    (lambda p: p.find("the ball", top_k="3"), "top_k '3'"), (lambda p: p.find("the ball", top_k=-1), "top_k -1"),
-    (lambda p: p.find("the ball", images=[]), "no images"), (lambda p: p.match(toy.KEYS[0], ["the ball"]), "images 'coco:0'"),
-    (lambda p: p.match([], ["the ball"]), r"images \[\]"), (lambda p: p.match(toy.KEYS[:2], "the ball"), "captions 'the ball'"),
+    (lambda p: p.rank(toy.KEYS, ["the ball"], top_k="3"), "top_k '3'"), (lambda p: p.rank(toy.KEYS, ["the ball"], top_k=-1), "top_k -1"),
+    (lambda p: p.rank(toy.KEYS, []), r"captions \[\]"), (lambda p: p.rank(toy.KEYS[0], ["the ball"]), "pictures 'coco:0'"),
+    (lambda p: p.rank([], ["the ball"]), r"pictures \[\]"), (lambda p: p.rank(toy.KEYS[:2], "the ball"), "captions 'the ball'"),
     (lambda p: p.predict(pd.DataFrame(dict(text=["is the ball red"])), "vqa"), "without images"),
     (lambda p: p.predict(pd.DataFrame(dict(images=[("coco:900",)], text=["is the ball red"])), "vqa"), "such as 'coco:900'")])
 def test_what_cannot_be_asked_is_said(predictor, ask, complaint):
