@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from vl12in1.model.bert import bert_pieces, bert_tensors, initialise_from_bert
 from vl12in1.model.heads import TwelveInOne
 from vl12in1.model.pretraining import Pretraining
-from vl12in1.model.saving import CheckpointError
+from vl12in1.weights import CheckpointError
 from vl12in1.model.interface import WHOLE, Batch
 from vl12in1.model.layers import needed
 from vl12in1.model.vilbert import ViLBERTConfig

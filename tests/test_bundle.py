@@ -270,7 +270,7 @@ def test_files_are_read_up_to_a_size_that_none_needs(path, monkeypatch):
     task_model().save_pretrained(FOLDER)
     path.unlink()
     path.symlink_to("/dev/zero")  # which has no end
-    monkeypatch.setattr(saving, "LARGEST", 2 ** 20)
+    monkeypatch.setattr("vl12in1.weights.LARGEST", 2 ** 20)
     with pytest.raises(CheckpointError, match=f"{path}: cannot be read .more than 1,048,576 bytes"):
         TwelveInOne.from_pretrained(FOLDER)
 

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from vl12in1.model import CheckpointError, Pretraining, TwelveInOne, ViLBERTConfig
 from vl12in1.model.checkpoints import DECODER, inspect, read_published, to_published, wanted_tensors, write_published
 from vl12in1.model.names import canonical_names, published_config, to_published_config
-from vl12in1.model.saving import open_tensors
 from vl12in1.model.vilbert import published_task_tokens
+from vl12in1.weights import open_tensors
 
 PARITY = Path(__file__).parent / "parity"
 PUBLISHED = ["vilbert_small", "vilbert_sum", "vilbert_one", "vilbert_nce"]

@@ -19,7 +19,7 @@ from .leaks import leak_report
 from .corpora import CorpusError, identity
 from .model import CheckpointError, Pretraining, TwelveInOne
 from .model.checkpoints import PARTS, canonical_names, inspect, kind_of, read_published, write_published
-from .model.saving import check_lengths, read_json
+from .model.saving import check_lengths
 from .boxes import to_fractions
 from .examples.text import AnswerVocabulary, read_wordpieces
 from .predictor import published_assets
@@ -30,6 +30,7 @@ from .study.doctor import doctor
 from .study.notebooks import root, settings
 from .study.plan import plan_text, read_rates
 from .study.reproduction import comparison_report
+from .weights import read_json
 
 # %% ../nbs/90_command.ipynb #inspect-command
 def inspect_command(arguments):

@@ -10,8 +10,8 @@ __all__ = ['parameter_groups', 'Batch', 'CheckpointError', 'Encoded', 'HEADS', '
 from .heads import HEADS, TwelveInOne
 from .interface import Batch, Encoded, spared
 from .pretraining import Pretraining, PretrainingBatch
-from .saving import CheckpointError
 from .vilbert import PRESETS, ViLBERT, ViLBERTConfig
+from ..weights import CheckpointError
 
 _all_ = ["Batch", "CheckpointError", "Encoded", "HEADS", "PRESETS", "Pretraining", "PretrainingBatch", "TwelveInOne",
          "ViLBERT", "ViLBERTConfig"]

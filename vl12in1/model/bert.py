@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from .names import FIELDS, published_modules, published_tensors
-from .saving import CheckpointError, Tensors, read_json
+from ..weights import CheckpointError, Tensors, read_json
 
 # %% ../../nbs/48_bert.ipynb #bert-library
 def bert_library():

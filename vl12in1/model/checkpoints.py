@@ -20,8 +20,9 @@ from .heads import TwelveInOne
 from .names import (PRETRAINING_HEADS, TASK_HEADS, canonical_names, published_config, published_modules,
                                  published_tensors, to_published_config, why_dropped)
 from .pretraining import REGION_LOSSES, Pretraining
-from .saving import CheckpointError, check_depth, open_tensors, read_json, write_tensors
+from .saving import check_depth
 from .vilbert import ViLBERTConfig, published_task_tokens
+from ..weights import CheckpointError, account_for, check_account, open_tensors, read_json, write_tensors
 
 # %% ../../nbs/47_checkpoints.ipynb #kind-of
 ANSWERS = {"vqa": ("vil_prediction.logit_fc.3.weight", 3129), "gqa": ("vil_prediction_gqa.logit_fc.3.weight", 1533)}
@@ -97,46 +98,15 @@ def reason_to_drop(name, model) -> str:
     published = {published for parts in published_modules(model.config).values() for published in parts}
     return f"no part of a {type(model).__name__}" if module in published else ""
 
-# %% ../../nbs/47_checkpoints.ipynb #status-of
-def status_of(ours, shape, expected, fresh) -> str:
-    "What becomes of `ours`, a tensor of the model that a file has in this `shape` (None: not at all)."
-    if starts_afresh(ours, fresh): return "fresh"
-    if shape is None: return "missing"
-    return "mapped" if shape == expected else "wrong shape"
-
 # %% ../../nbs/47_checkpoints.ipynb #account
+ADVICE = f"Name parts that are to start from random weights in `fresh` ({', '.join(sorted(PARTS))})."
+
 def account(model, shapes, keys, fresh=()) -> pd.DataFrame:
-    """One row per key of a file (`shapes`) and per tensor it lacks: `status`, `ours`, shapes `found` and `expected`, `note`.
+    """The account of a file for `model`, see `account_for`; `shapes` by key of the file, `keys` as from `keys_by_name`.
 
-    `keys` as from `keys_by_name`; `fresh`: the parts that start from random weights."""
-    names = {key: name for name, key in keys.items()}
-    wanted, lines = wanted_tensors(model), {}
-    for key, shape in shapes.items():
-        name = names.get(key, "")  # a second spelling has none
-        if name in wanted:
-            ours, expected = wanted[name]
-            lines[key] = status_of(ours, shape, expected, fresh), ours, shape, expected, ""
-        else:
-            reason = reason_to_drop(name, model)
-            lines[key] = "dropped" if reason else "unexpected", "", shape, None, reason
-    for name, (ours, expected) in wanted.items():
-        if name not in keys: lines[name] = status_of(ours, None, expected, fresh), ours, None, expected, ""
-    columns = ["status", "ours", "found", "expected", "note"]
-    return pd.DataFrame.from_dict(lines, orient="index", columns=columns, dtype=object).rename_axis("key")
-
-# %% ../../nbs/47_checkpoints.ipynb #check-account
-PROBLEMS = ("missing", "unexpected", "wrong shape")
-
-def check_account(report, source):
-    "CheckpointError that lists what does not fit, and what to do about it."
-    odd = report[report.status.isin(PROBLEMS)]
-    if odd.empty: return
-    lines = [f"{key}: {row.status}" + f" {row.found} instead of {row.expected}" * (row.status == "wrong shape")
-             for key, row in odd.head(8).iterrows()]
-    more = [f"… and {len(odd) - 8} more"] * (len(odd) > 8)
-    raise CheckpointError("\n  ".join([
-        f"{source}: {len(odd)} tensors do not fit the configuration. Is it this file's? Name parts that are to start from "
-        f"random weights in `fresh` ({', '.join(sorted(PARTS))}).", *lines, *more]))
+    `fresh`: the parts that start from random weights."""
+    return account_for(shapes, keys, wanted_tensors(model), lambda name: reason_to_drop(name, model),
+                       lambda ours: starts_afresh(ours, fresh))
 
 # %% ../../nbs/47_checkpoints.ipynb #without-contents
 def without_contents(into, config, shapes, fresh=(), vocabularies=None):
@@ -199,7 +169,7 @@ def read_published(weights, config, into=None, fresh=(), vocabularies=None, stri
     shapes = {name: tensors.shapes[key] for name, key in keys.items()}
     model = without_contents(into or kind_of(shapes), config, shapes, fresh, vocabularies)
     report = account(model, tensors.shapes, keys, fresh)
-    if strict: check_account(report, tensors.source)
+    if strict: check_account(report, tensors.source, ADVICE)
     fill_published(model, tensors, keys, report)
     if strict and DECODER in keys: check_tied(model, tensors, keys[DECODER])
     return model.eval(), report

@@ -6,7 +6,8 @@
 __all__ = ['Regions', 'RegionStore', 'RegionWriter', 'StoreError', 'verify', 'Detector', 'DetectorConfig', 'load_detector',
            'read_picture', 'save_detector', 'name_scores', 'recall', 'train_detector', 'ImportReport', 'canonical_key',
            'find_features', 'import_features', 'check_pair', 'extract', 'extract_given', 'given_boxes',
-           'PretrainedBackbone', 'PretrainedDetector', 'extract_by', 'open_detector']
+           'PretrainedBackbone', 'PretrainedDetector', 'extract_by', 'open_detector', 'FasterRCNN', 'read_class_names',
+           'read_detector', 'region_names']
 
 # %% ../../nbs/37_regions.ipynb #74bd1219
 from .store import Regions, RegionStore, StoreError
@@ -16,10 +17,12 @@ from .detector_training import name_scores, recall, train_detector
 from .importers import ImportReport, canonical_key, find_features, import_features
 from .extraction import check_pair, extract, extract_given, given_boxes
 from .pretrained import PretrainedBackbone, PretrainedDetector
+from .faster_rcnn import FasterRCNN, read_class_names, read_detector, region_names
 from .together import extract_by, open_detector
 
 # %% ../../nbs/37_regions.ipynb #all
 _all_ = ["Regions", "RegionStore", "RegionWriter", "StoreError", "verify", "Detector", "DetectorConfig",
          "load_detector", "read_picture", "save_detector", "name_scores", "recall", "train_detector",
          "ImportReport", "canonical_key", "find_features", "import_features", "check_pair", "extract",
-         "extract_given", "given_boxes", "PretrainedBackbone", "PretrainedDetector", "extract_by", "open_detector"]
+         "extract_given", "given_boxes", "PretrainedBackbone", "PretrainedDetector", "extract_by", "open_detector",
+         "FasterRCNN", "read_class_names", "read_detector", "region_names"]

@@ -6,6 +6,7 @@
 __all__ = ['extract', 'given_boxes', 'extract_given', 'check_pair']
 
 # %% ../../nbs/35_extraction.ipynb #c3f22f7a
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from tqdm import tqdm
 from ..processes import Processes, divide, wait, wait_for
 from .detector import picture_size, read_picture
 from .joining import check_begun, check_part, join, part_folders
-from .store import RegionStore, StoreError
-from .writing import RegionWriter
+from .store import Regions, RegionStore, StoreError
+from .writing import RegionWriter, _widened
 
 # %% ../../nbs/35_extraction.ipynb #picture-batches
 def picture_batches(images: dict, batch_size: int, done=(), ahead: int = 16):
@@ -30,6 +31,13 @@ def picture_batches(images: dict, batch_size: int, done=(), ahead: int = 16):
             batch = order[first:first + batch_size]
             if not all(key in done for key in batch): yield batch, [read_picture(images[key]) for key in batch]
 
+# %% ../../nbs/35_extraction.ipynb #35area2
+def with_area(regions: Regions) -> Regions:
+    "The same, with one pixel for the sides of boxes that have none."
+    flat = regions.boxes[:, 2:] == regions.boxes[:, :2]
+    if not flat.any(): return regions
+    return replace(regions, boxes=_widened(regions.boxes, flat, (regions.width, regions.height)))
+
 # %% ../../nbs/35_extraction.ipynb #write
 def _write(record: dict, images: dict, folder: Path, batch_size: int, look):
     "Store what `look(keys, pictures)` returns, `Regions` per picture, for those of `images` that are not stored yet."
@@ -38,7 +46,7 @@ def _write(record: dict, images: dict, folder: Path, batch_size: int, look):
         with tqdm(total=len(images), initial=done, desc=f"{folder.name} regions", disable=None) as progress:
             for keys, pictures in picture_batches(images, batch_size, writer):
                 new = [(key, regions) for key, regions in zip(keys, look(keys, pictures)) if key not in writer]
-                for key, regions in new: writer.append(key, regions)
+                for key, regions in new: writer.append(key, with_area(regions))
                 progress.update(len(new))
 
 # %% ../../nbs/35_extraction.ipynb #2b5c7eb2

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..boxes import xywh_to_xyxy
 from .published import Record, Source, open_source
 from .store import Regions, StoreError
-from .writing import RegionWriter
+from .writing import RegionWriter, _widened
 
 # %% ../../nbs/32_importers.ipynb #canonical-key
 _COCO, _GENOME = ("coco", r"(?:coco_[a-z]+\d+_)?0*(\d+)"), ("visual_genome", r"(?:vg_|gqa_|v7w_)?0*(n?\d+)")
@@ -115,9 +115,7 @@ def to_regions(record: Record, reading: str = "xyxy") -> Regions:
     if (np.abs(inside - boxes) > 1).any():
         raise ValueError(f"a box outside of the picture of {record.width} x {record.height} pixels")
     flat = (inside[:, 2:] == inside[:, :2]) & (boxes[:, 2:] >= boxes[:, :2])  # a pixel wide, by inclusive corners
-    low = np.where(flat, np.minimum(inside[:, :2], size - 1), inside[:, :2])
-    inside = np.hstack([low, np.where(flat, low + 1, inside[:, 2:])])
-    return Regions(record.features, inside, record.width, record.height, record.class_probs)
+    return Regions(record.features, _widened(inside, flat, size), record.width, record.height, record.class_probs)
 
 # %% ../../nbs/32_importers.ipynb #together
 def _together(parts: list[Regions]) -> Regions:

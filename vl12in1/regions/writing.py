@@ -41,6 +41,12 @@ def _box_problem(boxes: np.ndarray, size) -> str | None:
     if low.min() < -1 or (high > np.array(size) + 1).any():
         return "a box outside of the picture of {} x {} pixels".format(*size)
 
+# %% ../../nbs/30a_writing.ipynb #30widen2
+def _widened(boxes: np.ndarray, flat: np.ndarray, size) -> np.ndarray:
+    "Corner boxes (N, 4); their sides that are marked in `flat` (N, 2) become a pixel long, inside of a picture of `size` (width, height)."
+    low = np.where(flat, np.minimum(boxes[:, :2], np.array(size) - 1), boxes[:, :2])
+    return np.hstack([low, np.where(flat, low + 1, boxes[:, 2:])])
+
 # %% ../../nbs/30a_writing.ipynb #problem
 def _problem(regions: Regions, feature_dim: int, classes: int) -> str | None:
     "What keeps these regions out of a store of `feature_dim` features and `classes` probabilities per row; or None."

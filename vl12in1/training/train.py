@@ -39,7 +39,7 @@ def models_of(run, tasks, seeds) -> list[tuple[str, list[str], int]]:
     return [(name, own, seed) for name, own in present.items() if own for seed in seeds]
 
 # %% ../../nbs/58a_train.ipynb #identity-of
-CODE = ("tasks.py", "boxes.py", "answers.py", "processes.py", "regions/store.py", "model", "examples", "training")
+CODE = ("tasks.py", "boxes.py", "answers.py", "processes.py", "weights.py", "regions/store.py", "model", "examples", "training")
 ELSEWHERE = ("init", "kind", "models", "data", "after", "seeds")  # fields that only lead to what has its own digest
 
 def inputs_of(data, corpora, root) -> dict[str, Path]:
