@@ -8,7 +8,6 @@ __all__ = ['FasterRCNN', 'read_detector', 'read_class_names', 'region_names']
 # %% ../../nbs/36c_faster_rcnn.ipynb #36cimp
 import re
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -125,8 +124,9 @@ def as_regions(picture: np.ndarray, boxes, features, probs) -> Regions:
 
 # %% ../../nbs/36c_faster_rcnn.ipynb #36cdetector
 class FasterRCNN(nn.Module):
-    """A published detector; `read_detector` makes one. A picture is a path, an image of PIL, or a uint8 array (height, width) or
-    (height, width, 3) in RGB; boxes are corners in its pixels. `to("cuda")` and `to(torch.bfloat16)` do what they do to any module."""
+    """A published detector; `read_detector` makes one. A picture is what `as_picture` takes: a path, an image of PIL, or a uint8 array,
+    (height, width) or (height, width, 3) in RGB. Boxes are corners in its pixels. It computes in single precision on the CPU, unless
+    told otherwise as any module is: `to("cuda")`, `to(torch.bfloat16)`."""
 
     def __init__(self, config: FasterRCNNConfig, min_size: int = 800, max_size: int = 1333, class_names=()):
         super().__init__()
@@ -145,7 +145,7 @@ class FasterRCNN(nn.Module):
     @torch.inference_mode()
     def detect(self, pictures, regions: int = 100):
         "The `Regions` of a picture, most confident first, in float32; of a list of pictures, a list."
-        if isinstance(pictures, list): return [self.detect(picture, regions) for picture in pictures]
+        if isinstance(pictures, list | tuple): return [self.detect(picture, regions) for picture in pictures]
         picture = as_picture(pictures)
         maps, (size,) = self.look([picture])
         proposals, _ = self.rpn(maps, size)
@@ -157,7 +157,7 @@ class FasterRCNN(nn.Module):
     @torch.inference_mode()
     def describe(self, pictures, boxes):
         "The `Regions` in `boxes` (n, 4) of a picture, in their order, in float32; of lists of both, a list. ValueError for what is no box."
-        if isinstance(pictures, list): return [self.describe(picture, its) for picture, its in zip(pictures, boxes, strict=True)]
+        if isinstance(pictures, list | tuple): return [self.describe(picture, its) for picture, its in zip(pictures, boxes, strict=True)]
         picture = as_picture(pictures)
         maps, (size,) = self.look([picture])
         boxes, resized = resized_boxes(boxes, picture, size)
@@ -231,7 +231,8 @@ def read_class_names(path) -> tuple[str, ...]:
         if isinstance(entries[0], dict):
             entries = sorted(entries, key=lambda entry: entry["id"])
             first = entries[0]["id"]
-            if [entry["id"] for entry in entries] != list(range(first, first + len(entries))): raise ValueError("an id is missing or twice")
+            ids = [entry["id"] for entry in entries]
+            if ids != list(range(first, first + len(entries))): raise ValueError("an id is missing or twice")
             entries = [entry["name"] for entry in entries]
         if not all(isinstance(name, str) and name for name in entries): raise ValueError("a name is no text")
     except (TypeError, KeyError, IndexError, ValueError) as error:

@@ -8,7 +8,7 @@ __all__ = ['FasterRCNNConfig', 'published_config', 'read_config']
 # %% ../../nbs/36a_pyramid.ipynb #36imp
 import ast
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from reprlib import repr as brief
 
 import numpy as np
