@@ -13,6 +13,7 @@ from PIL import Image
 import toy
 import vl12in1
 from vl12in1.command import main
+from vl12in1.examples.text import AnswerVocabulary, write_wordpieces
 from vl12in1.model import TwelveInOne, ViLBERTConfig
 from vl12in1.model.checkpoints import write_published
 from vl12in1.predictor import Predictor, published_assets
@@ -28,7 +29,9 @@ def desk(tmp_path_factory):
     torch.manual_seed(0)
     detector = Detector.new(DetectorConfig(), ["background", "ball"], ["red"])
     model = TwelveInOne(ViLBERTConfig.tiny(vocab_size=len(toy.WORDS), feature_dim=64), {"vqa": 2, "gqa": 3})
-    assets = published_assets(model, toy.WORDS, {"vqa": ["yes", "no"], "gqa": ["red", "blue", "left"]})
+    write_wordpieces(toy.WORDS, folder / "vocab.txt")
+    for name, words in (("vqa", ["yes", "no"]), ("gqa", ["red", "blue", "left"])): AnswerVocabulary(words).save(folder / f"{name}.json")
+    assets = published_assets(model, folder / "vocab.txt", vqa=folder / "vqa.json", gqa=folder / "gqa.json")
     model.assets = replace(assets, regions=dict(extractor=record_of(detector)))
     model.save_pretrained(folder / "model")
     save_detector(detector, folder / "detector")

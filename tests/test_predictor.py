@@ -20,6 +20,7 @@ from test_scoring import split
 import toy
 from vl12in1.evaluation.predict import predict
 from vl12in1.examples.batches import Examples
+from vl12in1.examples.text import AnswerVocabulary, write_wordpieces
 from vl12in1.model import CheckpointError, TwelveInOne, ViLBERTConfig
 from vl12in1.model.heads import HEADS
 from vl12in1.model.saving import Assets
@@ -463,7 +464,9 @@ def test_a_detector_that_is_none_is_refused(folder, tmp_path):
 def test_published_weights_are_asked_with_the_words_that_they_are_given(shared, folder, predictor, tmp_path):
     "Without a list of answers the tasks that need it are missing, and nothing else."
     bare = TwelveInOne.from_pretrained(folder / "model")
-    bare.assets = published_assets(bare, toy.WORDS, {"vqa": ["yes", "no"]})
+    write_wordpieces(toy.WORDS, tmp_path / "vocab.txt")
+    AnswerVocabulary(["yes", "no"]).save(tmp_path / "vqa.json")
+    bare.assets = published_assets(bare, tmp_path / "vocab.txt", vqa=tmp_path / "vqa.json")
     bare.save_pretrained(tmp_path / "model")
     asked = Predictor.from_pretrained(tmp_path / "model", regions=shared.detected, machine=toy.CPU)
     assert asked.answer("coco:1", "the ball") == predictor.answer("coco:1", "the ball")

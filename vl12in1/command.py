@@ -19,9 +19,7 @@ from .leaks import leak_report
 from .corpora import CorpusError, identity
 from .model import CheckpointError, Pretraining, TwelveInOne
 from .model.checkpoints import PARTS, canonical_names, inspect, kind_of, read_published, write_published
-from .model.saving import check_lengths
 from .boxes import to_fractions
-from .examples.text import AnswerVocabulary, read_wordpieces
 from .predictor import published_assets
 from .predictor.asking import add_asking_commands
 from .regions import StoreError, canonical_key, extract_by, find_features, import_features
@@ -57,11 +55,8 @@ def load_saved(folder):
 def words_for(model, arguments):
     "What it takes to ask a model, from the files that `--words` and `--answers` name; what the model has, if none are named."
     if not arguments.words: return model.assets
-    named = (text.partition("=") for text in arguments.answers)
-    answers = {name: AnswerVocabulary.open(path).answers for name, _, path in named}
-    assets = published_assets(model, read_wordpieces(arguments.words), answers)
-    check_lengths(assets, model.settings(), Path(arguments.words).parent)
-    return assets
+    named = [text.partition("=") for text in arguments.answers]
+    return published_assets(model, arguments.words, **{name: path for name, _, path in named})
 
 # %% ../nbs/90_command.ipynb #convert-command
 def convert_command(arguments):

@@ -20,11 +20,11 @@ from ..boxes import to_fractions
 from ..corpora.referring import as_dialogue
 from ..evaluation.predict import predict as predict_examples
 from ..examples.batches import Examples, Sources, given_rows
-from ..examples.text import AnswerVocabulary, Tokenizer, split_words
+from ..examples.text import AnswerVocabulary, Tokenizer, read_wordpieces, split_words
 from ..model import CheckpointError, TwelveInOne
 from ..model.heads import BLOCK
 from ..model.interface import method_of
-from ..model.saving import Assets
+from ..model.saving import Assets, check_lengths
 from .inside import Encoding, Explanation, encodings, explanations
 from .pictures import Looking, PictureDetector, check_extractor, open_detector, open_regions
 from .results import (RESULTS, Answer, Label, Match, Place, Prediction, Ranking, check_top_k,
@@ -50,13 +50,19 @@ def check_complete(model, source):
         "asked. Train it with this version, or convert published weights with --words and --answers")
 
 # %% ../../nbs/66_predictor.ipynb #published-assets
-def published_assets(model, pieces, answers) -> Assets:
-    """What it takes to ask a model that was read from published weights. `pieces`: word pieces in the order of their ids; `answers`:
-    vocabulary -> its answers in the order of the outputs."""
+def published_assets(
+    model,      # read from published weights
+    words,      # path of the word pieces, such as BERT's `vocab.txt`
+    **answers,  # vocabulary (vqa, gqa) = path of its answers, JSON
+) -> Assets:
+    "What it takes to ask a published model. CheckpointError or ValueError for lists that are not this model's."
+    lists = {name: AnswerVocabulary.open(path).answers for name, path in answers.items()}
     tokens = {task for row in model.config.task_tokens for task in row}
     tasks = {name: asdict(task) for name, task in TASKS.items()
-             if (name in tokens or not tokens) and task.head_name in model.heads and task.vocabulary in ("", *answers)}
-    return Assets(tuple(pieces), {name: tuple(words) for name, words in answers.items()}, tasks)
+             if (name in tokens or not tokens) and task.head_name in model.heads and task.vocabulary in ("", *lists)}
+    assets = Assets(tuple(read_wordpieces(words)), lists, tasks)
+    check_lengths(assets, model.settings(), Path(words).parent)
+    return assets
 
 # %% ../../nbs/66_predictor.ipynb #check-tasks
 def check_tasks(tasks, source):
