@@ -19,6 +19,7 @@ import numpy as np
 from ..model import CheckpointError
 from ..regions import Regions, RegionStore
 from ..regions.detector import as_picture, load_detector
+from ..regions.faster_rcnn import open_published
 
 # %% ../../nbs/65_pictures.ipynb #extractor
 def plain_extractor(record, source) -> dict:
@@ -62,16 +63,6 @@ def record_of(detector: PictureDetector) -> dict:
     record = detector.record("detected")
     return dict(name=record["extractor"], settings=record.get("settings"))
 
-# %% ../../nbs/65_pictures.ipynb #config-beside
-def config_beside(weights: Path) -> Path:
-    "The YAML file beside published weights: of the same name, or the only one; ValueError if there is no such file."
-    configs = sorted(path for pattern in ("*.yaml", "*.yml") for path in weights.parent.glob(pattern))
-    same = [path for path in configs if path.stem == weights.stem]
-    if len(same or configs) == 1: return (same or configs)[0]
-    listed = ", ".join(path.name for path in configs) or "none"
-    raise ValueError(f"{weights}: published weights need their configuration beside them, one YAML file, or one named "
-                     f"{weights.stem}.yaml; there: {listed}")
-
 # %% ../../nbs/65_pictures.ipynb #open-detector
 def open_detector(source) -> PictureDetector:
     """The detector in a folder that `save_detector` wrote, or of a file of published weights with its configuration beside it; a detector
@@ -82,9 +73,7 @@ def open_detector(source) -> PictureDetector:
     if not path.is_file():
         raise ValueError(f"{source}: no detector; give a folder that `save_detector` wrote (in a study: build/regions/detector), or a "
                          "file of published weights with its YAML beside it")
-    config = config_beside(path)
-    from vl12in1.regions.faster_rcnn import read_detector
-    return read_detector(path, config)[0]
+    return open_published(path)
 
 # %% ../../nbs/65_pictures.ipynb #digest-of
 def digest_of(record: dict, picture: np.ndarray, boxes=None) -> str:

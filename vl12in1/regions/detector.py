@@ -213,7 +213,7 @@ def weights_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())  # bfloat16 is unknown to numpy
     return digest.hexdigest()
 
 # %% ../../nbs/33_detector.ipynb #detector

@@ -17,15 +17,20 @@ import torch
 from ..processes import Processes, launch
 from .detector import load_detector
 from .extraction import extract, extract_given
+from .faster_rcnn import open_published
 from .pretrained import PretrainedDetector
 from .store import RegionStore, StoreError
+from ..weights import CheckpointError
 
 # %% ../../nbs/36d_together.ipynb #2490a99c
 def open_detector(source: str | Path):
-    "The detector that `save_detector` wrote to the folder `source`, or one of `transformers` by folder or name; on an accelerator if any."
+    """The detector that `save_detector` wrote to the folder `source`, one in a file of published weights with its configuration beside it,
+    or one of `transformers` by folder or name; on an accelerator if any."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if Path(source).is_file(): return open_published(source).to(device)
     if not (Path(source) / "detector.json").exists(): return PretrainedDetector.open(str(source))
     detector = load_detector(source)
-    detector.modules.to("cuda" if torch.cuda.is_available() else "cpu")
+    detector.modules.to(device)
     return detector
 
 # %% ../../nbs/36d_together.ipynb #c5222a3c
@@ -42,7 +47,7 @@ def main():
     "Do the job in the file that the command line names; an error is one line."
     job = pickle.loads(Path(sys.argv[1]).read_bytes())
     try: run_job(*job)
-    except (StoreError, OSError, KeyError, ImportError) as error: sys.exit(str(error))
+    except (StoreError, CheckpointError, OSError, KeyError, ValueError, ImportError) as error: sys.exit(str(error))
 
 # %% ../../nbs/36d_together.ipynb #dc595b2c
 def extract_by(count: int,                                  # processes of this machine
