@@ -18,8 +18,8 @@ import numpy as np
 
 from ..model import CheckpointError
 from ..regions import Regions, RegionStore
-from ..regions.detector import as_picture, load_detector
-from ..regions.faster_rcnn import open_published
+from ..regions.detector import as_picture
+from ..regions.together import open_detector as detector_in
 
 # %% ../../nbs/65_pictures.ipynb #extractor
 def plain_extractor(record, source) -> dict:
@@ -65,15 +65,13 @@ def record_of(detector: PictureDetector) -> dict:
 
 # %% ../../nbs/65_pictures.ipynb #open-detector
 def open_detector(source) -> PictureDetector:
-    """The detector in a folder that `save_detector` wrote, or of a file of published weights with its configuration beside it; a detector
-    as it is. ValueError if there is none."""
+    "What `vl12in1.regions.open_detector` opens of a folder or a file; a detector as it is. ValueError if there is none."
     if not isinstance(source, (str, Path)): return source
     path = Path(source)
-    if (path / "detector.json").exists(): return load_detector(path)
-    if not path.is_file():
-        raise ValueError(f"{source}: no detector; give a folder that `save_detector` wrote (in a study: build/regions/detector), or a "
-                         "file of published weights with its YAML beside it")
-    return open_published(path)
+    described = any((path / name).exists() for name in ("detector.json", "preprocessor_config.json"))
+    if path.is_file() or described: return detector_in(path)
+    raise ValueError(f"{source}: no detector; give a folder that `save_detector` wrote (in a study: build/regions/detector), or a "
+                     "file of published weights with its YAML beside it")
 
 # %% ../../nbs/65_pictures.ipynb #digest-of
 def digest_of(record: dict, picture: np.ndarray, boxes=None) -> str:
