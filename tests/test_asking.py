@@ -198,7 +198,8 @@ def test_pictures_of_a_collection_are_called_as_its_images_are(ask, desk, tmp_pa
     assert list(RegionStore.open(tmp_path / "store").keys()) == ["coco:42"]
 
 
-@pytest.mark.parametrize("files, complaint", [([], "no pictures in this folder"), (["a.png", "a.jpg"], "are both .*:a; leave one of them out")])
+@pytest.mark.parametrize("files, complaint", [
+    ([], "no pictures in this folder"), (["a.png", "a.jpg"], "are both .*:a; leave one of them out")])
 def test_folders_that_cannot_be_extracted_are_refused(files, complaint, ask, tmp_path):
     for name in files: (tmp_path / name).touch()
     with pytest.raises(SystemExit, match=complaint): main(["extract", str(tmp_path), str(tmp_path / "store"), "--detector", "detector"])
