@@ -104,7 +104,9 @@ def plain_resize(picture, scale):
 
 
 def plain_maps(state, config, pixels):
-    def norm(x, name): return F.batch_norm(x, *(state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")), eps=0)
+    def norm(x, name):
+        return F.batch_norm(x, *(state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")), eps=0)
+
     def conv(x, name, **how): return F.conv2d(x, state[f"{name}.weight"], state.get(f"{name}.bias"), **how)
 
     x = F.relu(norm(conv(pixels, "backbone.body.stem.conv1", stride=2, padding=3), "backbone.body.stem.bn1"))
@@ -136,7 +138,8 @@ def plain_anchors(stride, size, ratios):
         height = np.round(width * ratio)
         x = y = (stride - 1) / 2
         scale = size / stride
-        anchors.append([x - .5 * (width * scale - 1), y - .5 * (height * scale - 1), x + .5 * (width * scale - 1), y + .5 * (height * scale - 1)])
+        half = .5 * (width * scale - 1), .5 * (height * scale - 1)
+        anchors.append([x - half[0], y - half[1], x + half[0], y + half[1]])
     return np.array(anchors)
 
 
@@ -181,7 +184,7 @@ def plain_proposals(state, config, maps, height, width):
 
 def plain_pool(map, box, scale, bins, samples):
     "ROIAlign of one box on one map (C, h, w), point by point: (C, bins, bins)."
-    pooled, (channels, height, width) = np.zeros((map.shape[0], bins, bins)), map.shape
+    pooled, (height, width) = np.zeros((map.shape[0], bins, bins)), map.shape[1:]
     x1, y1, x2, y2 = np.array(box, float) * scale
     step_x, step_y = max(x2 - x1, 1) / bins, max(y2 - y1, 1) / bins
     for row in range(bins):
@@ -220,8 +223,9 @@ def plain_confidences(boxes, probs, overlap=.5):
     return confidence
 
 
+@torch.no_grad()
 def invent(config, seed=0) -> FasterRCNN:
-    "A detector with random weights, whose proposals differ and are sure of something."
+    "A detector with random weights, scaled so that it hesitates between proposals and is sure of some classes."
     torch.manual_seed(seed)
     detector = FasterRCNN(config).eval()
     for name, tensor in detector.state_dict().items():
@@ -229,8 +233,13 @@ def invent(config, seed=0) -> FasterRCNN:
         elif name.endswith(("bn3.weight", "downsample.1.weight")): tensor.uniform_(.3, .6)
         elif tensor.ndim == 1: tensor.normal_(.5 if name.endswith("weight") else 0, .1)
         else: tensor.normal_(0, (2 / tensor[0].numel()) ** .5)
-    detector.rpn.head.bbox_pred.weight.data.mul_(.3)
-    detector.roi_heads.box.predictor.cls_score.weight.data.mul_(3)
+    maps = detector.backbone.fpn(detector.backbone.body(60 * torch.randn(1, 3, 96, 128)))
+    head, box = detector.rpn.head, detector.roi_heads.box
+    x = torch.cat([head.conv(map).relu().flatten(2) for map in maps], dim=2)[..., None]
+    for layer, spread in ((head.cls_logits, 2), (head.bbox_pred, .4)): layer.weight.mul_(spread / layer(x).std())
+    boxes = torch.tensor([[x, y, x + 30, y + 20] for x in range(0, 90, 30) for y in range(0, 70, 20)], dtype=torch.float32)
+    logits = box.predictor.cls_score(box.feature_extractor.fc7(box(maps, boxes)[0]).relu())
+    box.predictor.cls_score.weight.mul_(2 / (logits - logits.mean(0)).std())
     return detector
 
 
@@ -239,7 +248,8 @@ VARIANTS = {
     "R-50, stride in 1x1": (FasterRCNNConfig(groups=1, width=8, **SMALL), "R-50-FPN"),
     "R-101, groups": (FasterRCNNConfig(blocks=(3, 4, 23, 3), groups=4, width=2, stride_in_1x1=False, **SMALL), "R-101-FPN"),
     "R-152, other proposals": (FasterRCNNConfig(
-        blocks=(3, 8, 36, 3), groups=2, width=4, stride_in_1x1=False, anchor_sizes=(20, 40, 80, 160, 320), aspect_ratios=(.4, 1.0, 1.7, 3.0),
+        blocks=(3, 8, 36, 3), groups=2, width=4, stride_in_1x1=False,
+        anchor_sizes=(20, 40, 80, 160, 320), aspect_ratios=(.4, 1.0, 1.7, 3.0),
         before_nms=150, after_nms=40, proposals=60, overlap=.5, smallest=3.0, **SMALL), "R-152-FPN"),
     "pooling": (FasterRCNNConfig(groups=2, width=4, bins=5, samples=3, scales=(.125, .0625, .03125), before_nms=200, after_nms=60,
                                  **SMALL), "R-50-FPN")}
@@ -306,12 +316,12 @@ def test_suppression_by_blocks_is_suppression_one_by_one(seed, monkeypatch):
 @pytest.mark.parametrize("seed", range(5))
 def test_all_classes_together_are_one_class_after_the_other(seed):
     rng = np.random.default_rng(seed)
-    boxes = some_boxes(60, rng)
+    boxes = some_boxes(60, rng, side=15)
     probs = torch.tensor(rng.dirichlet(np.full(9, .3), 60), dtype=torch.float32)
     if seed == 0: probs[:] = probs[0]  # all the same: ties are broken by order
     expected = plain_confidences(boxes.double().numpy(), probs.numpy())
     assert np.array_equal(confidences(boxes, probs), np.float32(expected))
-    assert (expected == 0).any()
+    assert (expected < probs[:, 1:].numpy().max(1)).any()
 
 
 def test_suppression_of_the_published_size_takes_a_second():
@@ -324,7 +334,8 @@ def test_suppression_of_the_published_size_takes_a_second():
     assert time.process_time() - started < 5
 
 
-@pytest.mark.parametrize("box", [[-9, -9, -2, -2], [0, 0, 0, 0], [-3, 2, 30, 9], [7.5, 3.25, 8, 19], [10.9, 6.9, 11.5, 7.6], [50, 50, 60, 60]])
+@pytest.mark.parametrize("box", [
+    [-9, -9, -2, -2], [0, 0, 0, 0], [-3, 2, 30, 9], [7.5, 3.25, 8, 19], [10.9, 6.9, 11.5, 7.6], [50, 50, 60, 60]])
 def test_pooling_reads_the_same_points_on_and_off_the_map(box):
     map = torch.randn(3, 8, 12)
     pooled = pool(map.flatten(1).T, 12, torch.tensor([box]) * .5, bins=3, samples=2)[0]
@@ -348,13 +359,15 @@ def test_all_forms_of_the_weights(form, tmp_path, picture, detector):
     if form == "attributes": state = with_attributes(state)
     if form == "no anchors": state = {key: tensor for key, tensor in state.items() if "anchor" not in key}
     if form == "half": state = {key: tensor.double() for key, tensor in state.items()}
-    if form == "safetensors": save_file({key: tensor.clone() for key, tensor in state.items()}, path := path.with_suffix(".safetensors"))
+    if form == "safetensors":
+        path = path.with_suffix(".safetensors")
+        save_file({key: tensor.clone() for key, tensor in state.items()}, path)
     elif form == "plain": torch.save(state, path)
     else:
         more = {"optimizer": {"state": [torch.ones(3)]}, "iteration": 7, "scheduler": {}} if form == "more" else {}
         torch.save({"model": state, **more}, path, _use_new_zipfile_serialization=form != "legacy")
     again, report = read_detector(path, CONFIG, 200, 320)
-    assert list(report.index) == list(state) and set(report.status) == {"mapped", "dropped"}
+    assert set(report.index) == set(state) and set(report.status) == {"mapped", "dropped"}
     assert (report.note != "").equals(report.status == "dropped") and (report.status == "mapped").sum() == 293
     assert np.array_equal(again.detect(picture, 5).features, detector.detect(picture, 5).features)
 
@@ -373,7 +386,8 @@ def test_the_width_of_the_pyramid_stands_in_two_places():
     ("META_ARCHITECTURE", "Other", "META_ARCHITECTURE is 'Other'"), ("FPN.USE_GN", True, "USE_GN is True"),
     ("RPN.ANCHOR_STRIDE", "(4, 8", "ANCHOR_STRIDE is"), ("RPN.ANCHOR_STRIDE", "(4, 8)", "expected five of each"),
     ("RPN.ANCHOR_SIZES", "(32, 64, 128, 256, -1)", "ANCHOR_SIZES is"), ("RPN.ASPECT_RATIOS", "(0, 1)", "ASPECT_RATIOS is"),
-    ("RPN.ASPECT_RATIOS", "(0.5, 1.0)", "anchors|do not fit"), ("RPN.ANCHOR_SIZES", "(16, 32, 64, 128, 256)", "not the anchors of the conf"),
+    ("RPN.ASPECT_RATIOS", "(0.5, 1.0)", "anchors|do not fit"),
+    ("RPN.ANCHOR_SIZES", "(16, 32, 64, 128, 256)", "not the anchors of the conf"),
     ("RPN.NMS_THRESH", float("nan"), "NMS_THRESH is nan"), ("RPN.PRE_NMS_TOP_N_TEST", 10 ** 12, "expected at most"),
     ("RPN.PRE_NMS_TOP_N_TEST", -1, "PRE_NMS_TOP_N_TEST is -1"), ("ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 10 ** 6, "expected at most 16"),
     ("ROI_BOX_HEAD.POOLER_SCALES", "(0.25, 0.2)", "each is half"), ("ROI_BOX_HEAD.POOLER_RESOLUTION", 3, "fc6.weight: wrong shape"),
@@ -404,7 +418,8 @@ def test_a_file_that_is_no_configuration(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("settings.yaml").write_text(text)
     started = time.process_time()
-    with pytest.raises(CheckpointError, match="^settings.yaml: cannot be read|^settings.yaml: MODEL") as caught: read_config("settings.yaml")
+    with pytest.raises(CheckpointError, match="^settings.yaml: (cannot be read|MODEL)") as caught:
+        read_config("settings.yaml")
     assert len(str(caught.value)) < 500 and time.process_time() - started < 5 and not Path("x").exists()
 
 
@@ -420,7 +435,7 @@ def test_weights_that_are_none(tmp_path, monkeypatch):
     Path("empty.pth").touch()
     torch.save({"model": {"a": 5}}, "numbers.pth")
     torch.save([1, 2], "list.pth")
-    torch.save({"model": {key: tensor[..., :1].expand_as(tensor) for key, tensor in whole["model"].items()}}, "short.pth")
+    torch.save({"model": {key: torch.ones(1).expand(tensor.shape) for key, tensor in whole["model"].items()}}, "short.pth")
     torch.save({"model": {key: tensor * torch.nan for key, tensor in whole["model"].items()}}, "nan.pth")
     for name, complaint in {"hostile": "asks for .*system", "cut": "cannot be read", "empty": "cannot be read", "nothing": "no such file",
                             "numbers": "not a dictionary of names and tensors", "list": "not a dictionary of names and tensors",
@@ -455,10 +470,12 @@ def test_sizes_of_pictures_that_are_none(sizes):
 
 def test_the_weights_name_their_neighbours(tmp_path):
     (tmp_path / "detectron_model.pth").write_bytes(WEIGHTS.read_bytes())
-    with pytest.raises(ValueError, match="need their configuration beside them.*there: none"): open_published(tmp_path / "detectron_model.pth")
+    with pytest.raises(ValueError, match="need their configuration beside them.*there: none"):
+        open_published(tmp_path / "detectron_model.pth")
     (tmp_path / "detectron_config.yaml").write_text(CONFIG.read_text())
     assert open_published(tmp_path / "detectron_model.pth").class_names[20] == "class 20"
-    (tmp_path / "visual_genome_categories.json").write_text(json.dumps({"categories": [{"id": i, "name": f"thing {i}"} for i in range(1, 21)]}))
+    categories = [{"id": i, "name": f"thing {i}"} for i in range(1, 21)]
+    (tmp_path / "visual_genome_categories.json").write_text(json.dumps({"categories": categories}))
     opened = open_published(tmp_path / "detectron_model.pth")
     assert opened.class_names[20] == "thing 20" and opened.min_size == 800
     with pytest.raises(CheckpointError, match="3 class names with the background; the configuration has 21 classes"):
@@ -600,14 +617,17 @@ def look_at_pictures(folder, count):
         started = time.time()
         found = detector.detect(picture)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
-        print(f"picture {number}: {time.time() - started:.0f} s, {len(found.boxes)} regions, peak {peak:.2f} GiB, then {resident() / 2 ** 30:.2f}")
+        seconds = time.time() - started
+        print(f"picture {number}: {seconds:.0f} s, {len(found.boxes)} regions, peak {peak:.2f} GiB, then {resident() / 2 ** 30:.2f}")
 
 
 @pytest.mark.slow
 def test_the_published_size(tmp_path, capsys):
     "A random ResNeXt-152 in the published formats: 800 x 1333 pixels, ten times; peak memory leaves room for a model."
     import yaml
-    torch.save({"model": {f"module.{name}": tensor for name, tensor in invent(X152).state_dict().items()}}, tmp_path / "detectron_model.pth")
+    state = {f"module.{name}": tensor for name, tensor in invent(X152).state_dict().items()}
+    torch.save({"model": state}, tmp_path / "detectron_model.pth")
+    del state
     (tmp_path / "detectron_config.yaml").write_text(yaml.safe_dump(as_yaml(X152, "R-152-FPN")))
     ran = subprocess.run([sys.executable, __file__, str(tmp_path)], capture_output=True, text=True)
     with capsys.disabled(): print("\n" + ran.stdout + ran.stderr)
