@@ -9,8 +9,8 @@ __all__ = ['FIELDS', 'OPTIONAL', 'TASK_HEADS', 'PRETRAINING_HEADS', 'published_c
 # %% ../../nbs/46_names.ipynb #ea081f81
 import re
 
-from .saving import CheckpointError, read_json
 from .vilbert import ViLBERTConfig
+from ..weights import CheckpointError, read_json
 
 # %% ../../nbs/46_names.ipynb #fields
 FIELDS = {
