@@ -1,5 +1,6 @@
 # make study   the whole study: environment, stages, tables, claims          make smoke   the same, tiny, in a throw-away clone
 # make test    environment, chapters and tests; make test-slow: the rest      make tables  render the tables again from reports/
+# make demo    after make study: all tasks on a page in a browser
 # make lab     the book in JupyterLab                                       make clean   remove what the study made
 # make thorough    the study with more seeds, in a clone, into reports/thorough     make rerun   the same with other seeds, into reports/rerun
 # make benchmark   the paper's model, published features, the price of equal weights everywhere; half an hour, 12 GB of disk
@@ -10,9 +11,9 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help study test test-slow smoke thorough rerun tables benchmark lab clean
+.PHONY: help study test test-slow smoke thorough rerun tables benchmark demo lab clean
 help:
-	@head -5 $(firstword $(MAKEFILE_LIST)) | sed 's/^# //'
+	@head -6 $(firstword $(MAKEFILE_LIST)) | sed 's/^# //'
 
 study: .venv/ready
 	@echo "make study: what is out of date is run (nothing is: seconds; empty cache: see README.md)"
@@ -56,6 +57,10 @@ benchmark: .venv/ready
 	python -m vl12in1.study.notebooks run benchmark_bytes
 	@cat reports/benchmarks/*.md
 
+demo: .venv/demo
+	@echo "make demo: all twelve tasks, answered by one model of the study, on a page in a browser; Ctrl-C ends it"
+	python -m vl12in1.command demo
+
 lab: .venv/lab
 	jupyter lab nbs
 
@@ -75,4 +80,8 @@ clean:
 
 .venv/lab: .venv/ready
 	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[lab]'
+	@touch $@
+
+.venv/demo: .venv/ready constraints-demo.txt
+	.venv/bin/pip install --quiet --constraint constraints.txt --constraint constraints-demo.txt --editable '.[demo]'
 	@touch $@

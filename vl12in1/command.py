@@ -17,6 +17,7 @@ import torch
 import vl12in1
 from .leaks import leak_report
 from .corpora import CorpusError, identity
+from .demo import add_demo_command
 from .model import CheckpointError, Pretraining, TwelveInOne
 from .model.checkpoints import PARTS, canonical_names, inspect, kind_of, read_published, write_published
 from .boxes import to_fractions
@@ -206,12 +207,13 @@ def add_weight_commands(commands):
 
 # %% ../nbs/90_command.ipynb #parser
 def parser() -> argparse.ArgumentParser:
-    "`vl12in1 answer`, `ground` …; `doctor`, `plan`, `compare`, `leaks`; `features`, `extract`; `inspect`, `convert`."
+    "`vl12in1 answer`, `ground` …; `demo`; `doctor`, `plan`, `compare`, `leaks`; `features`, `extract`; `inspect`, `convert`."
     top = argparse.ArgumentParser(prog="vl12in1", description="Ask a 12-in-1 model about pictures, and tools of the study.",
                                   epilog="`vl12in1 COMMAND --help` says more of each.")
     top.add_argument("--version", action="version", version=f"vl12in1 {vl12in1.__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND", title="commands")
     add_asking_commands(commands)
+    add_demo_command(commands)
     add_data_commands(commands)
     add_region_commands(commands)
     add_weight_commands(commands)

@@ -15,13 +15,17 @@ from ..regions.detector import as_picture
 from ..regions import verify
 
 # %% ../../nbs/66b_asking.ipynb #asking-options
-def add_options(parser, run):
-    "Options of every command that asks, and the function that does it."
+def add_sources(parser):
+    "Which model, and which detector."
     parser.add_argument("--model", default="runs/at/models/all/seed0", metavar="FOLDER",
                         help="a saved model, or its name on the hub (default: the study's, %(default)s)")
     parser.add_argument("--detector", default="build/regions/detector", metavar="PATH",
                         help="a folder that `save_detector` wrote, or published weights with their YAML beside them "
                              "(default: the study's, %(default)s)")
+
+def add_options(parser, run):
+    "Options of every command that asks, and the function that does it."
+    add_sources(parser)
     parser.add_argument("--cache", metavar="FOLDER", help="keep what the detector sees, so that it looks at each picture once")
     parser.add_argument("--task", help="one of the twelve tasks that the model learned, in place of the first that fits")
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="how many alternatives to list (default: %(default)s)")
