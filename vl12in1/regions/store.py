@@ -109,7 +109,9 @@ def _read_index(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         keys.append(_byte_strings(piece["key"], max(width, 1)))
         for number, name in enumerate(COLUMNS): places[end:end + len(piece), number] = piece[name].to_numpy()
         end += len(piece)
-    return np.concatenate([np.empty(0, "S1"), *keys]), places
+    keys = np.concatenate([np.empty(0, "S1"), *keys])
+    pa.default_memory_pool().release_unused()  # a fifth of what the index of 3 million pictures takes
+    return keys, places
 
 # %% ../../nbs/30_store.ipynb #regionstore
 class RegionStore:
