@@ -3,7 +3,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from vl12in1.examples.text import AnswerVocabulary, write_wordpieces
 from vl12in1.model import TwelveInOne, ViLBERTConfig
 from vl12in1.model.checkpoints import write_published
 from vl12in1.predictor import Predictor, published_assets
-from vl12in1.predictor.pictures import record_of
 from vl12in1.regions import RegionStore
 from vl12in1.regions.detector import Detector, DetectorConfig, save_detector
 
@@ -31,8 +29,7 @@ def desk(tmp_path_factory):
     model = TwelveInOne(ViLBERTConfig.tiny(vocab_size=len(toy.WORDS), feature_dim=64), {"vqa": 2, "gqa": 3})
     write_wordpieces(toy.WORDS, folder / "vocab.txt")
     for name, words in (("vqa", ["yes", "no"]), ("gqa", ["red", "blue", "left"])): AnswerVocabulary(words).save(folder / f"{name}.json")
-    assets = published_assets(model, folder / "vocab.txt", vqa=folder / "vqa.json", gqa=folder / "gqa.json")
-    model.assets = replace(assets, regions=dict(extractor=record_of(detector)))
+    model.assets = published_assets(model, folder / "vocab.txt", detector, vqa=folder / "vqa.json", gqa=folder / "gqa.json")
     model.save_pretrained(folder / "model")
     save_detector(detector, folder / "detector")
     random = np.random.default_rng(0)
@@ -161,6 +158,36 @@ def test_published_weights_with_words_are_asked(desk, monkeypatch, tmp_path, cap
     assert json.loads(capsys.readouterr().out)["answer"] == expected.answer
     with pytest.raises(SystemExit, match="answers 'gqa'; it learned vqa"):
         main(["answer", str(desk / "one.png"), "the ball", "--model", "again", "--detector", str(desk / "detector"), "--vocabulary", "gqa"])
+
+
+def test_published_weights_refuse_the_regions_of_another_detector_than_they_were_converted_with(desk, monkeypatch, tmp_path, capsys):
+    "Without a detector nothing is recorded, and nothing refused."
+    monkeypatch.chdir(tmp_path)
+    write_published(TwelveInOne.from_pretrained(desk / "model"), "published.bin")
+    (tmp_path / "vocab.txt").write_text("\n".join(toy.WORDS) + "\n")
+    (tmp_path / "vqa.json").write_text(json.dumps(["yes", "no"]))
+    save_detector(Detector.new(DetectorConfig(seed=1), ["background", "ball"], ["red"]), "other")
+    convert = "convert published.bin {} --config published.json --words vocab.txt --answers vqa=vqa.json".format
+    main(convert("any").split())
+    main([*convert("own").split(), "--detector", str(desk / "detector")])
+    assert json.loads((tmp_path / "any/origin.json").read_text())["regions"] == {}
+    assert json.loads((tmp_path / "own/origin.json").read_text())["regions"]["class_names"] == ["background", "ball"]
+    assert "of a detector that nobody wrote down" in (tmp_path / "any/README.md").read_text()
+    assert "Regions: vl12in1.regions.detector." in (tmp_path / "own/README.md").read_text()
+    ask = ["answer", str(desk / "one.png"), "the ball", "--model"]
+    main([*ask, "any", "--detector", "other"])
+    main([*ask, "own", "--detector", str(desk / "detector")])
+    with pytest.raises(SystemExit, match="the detector: its regions are those of .* .other seed, sha256."):
+        main([*ask, "own", "--detector", "other"])
+
+
+@pytest.mark.parametrize("option", [("--detector", "detector"), ("--answers", "vqa=vqa.json")])
+def test_what_is_of_use_with_words_only_is_refused_without_them(option, desk, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    write_published(TwelveInOne.from_pretrained(desk / "model"), "published.bin")
+    with pytest.raises(SystemExit, match="--answers and --detector are of use with --words only"):
+        main([*"convert published.bin again --config published.json".split(), *option])
+    assert not (tmp_path / "again").exists()
 
 
 def test_answers_of_another_model_are_refused(desk, monkeypatch, tmp_path):

@@ -4,10 +4,13 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+import zlib
+from dataclasses import asdict, replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from PIL import Image
 from test_scoring import split
 
 import toy
+from vl12in1.boxes import to_fractions
 from vl12in1.evaluation.predict import predict
 from vl12in1.examples.batches import Examples
 from vl12in1.examples.text import AnswerVocabulary, write_wordpieces
@@ -26,9 +30,9 @@ from vl12in1.model.heads import HEADS
 from vl12in1.model.saving import Assets
 from vl12in1.predictor import Predictor, published_assets
 from vl12in1.predictor.pictures import KEPT, Looking, open_detector
-from vl12in1.regions import Regions
+from vl12in1.regions import Regions, RegionWriter, read_class_names
 from vl12in1.regions.detector import Detector, DetectorConfig, save_detector
-from vl12in1.tasks import TASKS
+from vl12in1.tasks import TASKS, TRAINABLE
 from vl12in1.training.trainer import assets_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -363,6 +367,56 @@ def test_the_detector_of_the_study(shared):
         Predictor(model, detector=replace(detector, config=DetectorConfig(score=.2)), machine=toy.CPU)
 
 
+def test_regions_are_called_what_the_detector_takes_them_for(shared):
+    "By the names in the record of the study's detector; boxes that are handed over, and the whole picture, have none."
+    torch.manual_seed(0)
+    detector, model = detector_and_model(shared)
+    looking = Predictor(model, detector=detector, machine=toy.CPU)
+    picture = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    check_names(looking, picture, ["background", "ball"])
+    assert looking.ground(picture, "the ball", boxes=[[10, 10, 40, 40]]).region_name is None
+
+
+def check_names(looking, picture, class_names):
+    "The names of all regions of a picture, in a place, in vectors and in attention, are those of their most probable classes."
+    regions = looking.look(picture)
+    expected = [class_names[1 + number] for number in regions.class_probs[:, 1:].argmax(1)]
+    place = looking.ground(picture, "the ball", top_k=None)
+    np.testing.assert_allclose(place.alternatives[1:], to_fractions(regions.boxes, regions.width, regions.height), atol=1e-5)
+    names, order = [None, *expected], np.argsort(-place.probabilities, kind="stable")
+    assert len(expected) and [row["region_name"] for row in place.top_k] == [names[number] for number in order]
+    assert place.to_dict()["region_name"] == place.top_k[0]["region_name"]
+    assert looking.explain(picture, "the ball").region_names == (None, *expected)
+    assert looking.encode(picture, "the ball").to_dict()["region_names"] == [None, *expected]
+
+
+@pytest.mark.parametrize("holder", ["detector", "store", "model"])
+def test_the_published_names_of_1600_categories(holder, shared, tmp_path):
+    "From the JSON file to a place: by way of the detector that was opened with it, of the store, or of the model's own record."
+    categories = [dict(id=number, name=f"thing {number}") for number in range(1, 1601)]
+    (tmp_path / "categories.json").write_text(json.dumps(dict(categories=categories)))
+    names = read_class_names(tmp_path / "categories.json")
+    probs = np.random.default_rng(0).dirichlet(np.ones(1601), 5).astype("float16")
+    regions, model = replace(shared.detected["coco:7"], class_probs=probs), model_of(shared)
+    model.assets = replace(model.assets, regions=dict(extractor=dict(name="random", settings={})))
+    detector, picture = FakeDetector(regions), np.zeros((30, 20, 3), np.uint8)
+    if holder == "detector":
+        record = detector.record("detected") | dict(class_names=names)
+        detector.record = lambda boxes: record
+        check_names(Predictor(model, detector=detector, machine=toy.CPU), picture, names)
+    if holder == "store":
+        with RegionWriter(tmp_path / "store", "random", class_names=names) as writer: writer.append("coco:7", regions)
+        check_names(Predictor(model, tmp_path / "store", machine=toy.CPU), "coco:7", names)
+    if holder == "model":
+        model.assets = replace(model.assets, regions=dict(model.assets.regions, class_names=list(names)))
+        check_names(Predictor(model, {"coco:7": regions}, machine=toy.CPU), "coco:7", names)
+
+
+def test_regions_without_known_names_are_called_nothing(predictor):
+    assert predictor.ground("coco:1", "the ball").region_name is None
+    assert predictor.explain("coco:1", "the ball").region_names == (None,) * 6
+
+
 # ---- inside
 
 def test_vectors_have_a_row_for_each_piece_and_region(predictor):
@@ -478,7 +532,6 @@ def test_options_that_there_are_not_are_refused(folder):
 
 
 def test_regions_of_another_detector_are_refused(folder, tmp_path, shared):
-    from vl12in1.regions import RegionWriter
     with RegionWriter(tmp_path / "other", "another") as writer: writer.append("coco:1", shared.detected["coco:1"])
     with pytest.raises(ValueError, match="other: its regions are those of 'another', the model learned with 'random'"):
         Predictor.from_pretrained(folder / "model", regions=tmp_path / "other", machine=toy.CPU)
@@ -523,6 +576,31 @@ def test_what_was_not_learned_is_not_answered(shared):
     with pytest.raises(ValueError, match="has not learned the task 'vqa'; it learned refcoco"): alone.predict(pd.DataFrame(), "vqa")
 
 
+def test_pretraining_is_learned_and_never_asked(shared):
+    "Although it is the first that the model learned, and needs one picture and a text as others do."
+    model = model_of(shared)
+    before = {"pretraining": asdict(TRAINABLE["pretraining"])}
+    model.assets = replace(model.assets, tasks=before | model.assets.tasks)
+    asked = Predictor(model, shared.detected, machine=toy.CPU)
+    assert asked.explain("coco:1", "the ball").pieces == asked.explain("coco:1", "the ball", task="vqa").pieces
+    assert asked.task_for(None) == asked.task_for(None, images=1) == "vqa"
+    assert asked.encode("coco:1", "the ball").pooled.tolist() == asked.encode("coco:1", "the ball", task="vqa").pooled.tolist()
+    assert asked.ask(None, "coco:1", "the ball") == asked.answer("coco:1", "the ball")
+    for ask in (asked.ask, lambda task, *shown: asked.explain(*shown, task), lambda task, *shown: asked.encode(*shown, task)):
+        with pytest.raises(ValueError, match="'pretraining' is what a model learns from, and nothing .*; it learned vqa .answer."):
+            ask("pretraining", "coco:1", "the ball")
+    model.assets = replace(model.assets, tasks=before)
+    with pytest.raises(ValueError, match="has not learned any task; it learned nothing that can be asked"):
+        Predictor(model, shared.detected, machine=toy.CPU).explain("coco:1", "the ball")
+
+
+def test_a_look_inside_is_for_the_first_task_of_one_picture(shared):
+    model = model_of(shared)
+    model.assets = replace(model.assets, tasks={name: model.assets.tasks[name] for name in ("nlvr2", "snli_ve")})
+    asked = Predictor(model, shared.detected, machine=toy.CPU)
+    assert asked.encode("coco:1", "a").pooled.tolist() == asked.encode("coco:1", "a", task="snli_ve").pooled.tolist()
+
+
 NONSENSE = {
     "an unknown key": (lambda p: p.answer("coco:99", "the ball"), "image 'coco:99': no regions are known of it"),
     "a number": (lambda p: p.answer(3, "the ball"), "image 'int': no regions are known of it"),
@@ -551,6 +629,56 @@ NONSENSE = {
 def test_nonsense_is_one_clear_error(case, predictor):
     ask, complaint = NONSENSE[case]
     with pytest.raises(ValueError, match=complaint): ask(predictor)
+
+
+SHADES = np.tile(np.arange(0, 250, 5, dtype=np.uint8), (40, 1))  # 40 x 50
+PICTURES = {  # name of a file -> how it is made, and the size that the detector sees; each shows the shades
+    "rgba.png": (lambda: Image.fromarray(SHADES).convert("RGBA"), (40, 50)),
+    "palette.png": (lambda: Image.fromarray(SHADES).convert("P"), (40, 50)),
+    "cmyk.tif": (lambda: Image.fromarray(SHADES).convert("RGB").convert("CMYK"), (40, 50)),
+    "grey16.png": (lambda: Image.fromarray(SHADES.astype(np.uint16) * 257), (40, 50)),
+    "point.png": (lambda: Image.fromarray(SHADES[:1, :1]), (1, 1)),
+    "wide.png": (lambda: Image.fromarray(np.tile(SHADES[:10], (1, 400))), (10, 20_000))}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_file_of_any_kind_is_seen_as_it_is(name, looking, monkeypatch, tmp_path):
+    make, size = PICTURES[name]
+    make().save(tmp_path / name)
+    seen = []
+    detect = looking.looking.detector.detect
+    monkeypatch.setattr(looking.looking.detector, "detect", lambda picture: seen.append(picture) or detect(picture))
+    assert looking.answer(tmp_path / name, "the ball").answer in ("yes", "no")
+    (picture,) = seen
+    assert picture.shape == (*size, 3) and picture.dtype == np.uint8
+    expected = np.tile(SHADES, (1, -(-size[1] // 50)))[:size[0], :size[1], None]
+    assert np.abs(picture.astype(int) - expected).max() <= 1
+
+
+def bomb() -> bytes:
+    "A PNG that says it is 60,000 pixels wide and high."
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+def cut() -> bytes:
+    "The first half of a JPEG."
+    file = BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8)).save(file, "jpeg")
+    return file.getvalue()[:len(file.getvalue()) // 2]
+
+
+@pytest.mark.parametrize("name, content", [("bomb.png", bomb()), ("cut.jpg", cut()), ("text.png", b"no picture"), ("empty.png", b"")])
+def test_a_file_that_is_no_picture_is_one_line(name, content, looking, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(OSError, match=f"{name}: cannot be read as a picture") as error: looking.answer(tmp_path / name, "the ball")
+    assert "\n" not in str(error.value) and calls(looking) == []
+
+
+@pytest.mark.parametrize("picture", ["", "https://example.org/one.png"])
+def test_a_folder_or_an_address_is_no_picture(picture, looking, tmp_path):
+    "And nothing is asked of a network."
+    with pytest.raises(OSError, match="cannot be read as a picture"): looking.answer(picture or tmp_path, "the ball")
 
 
 def test_a_picture_that_is_none(looking, tmp_path):

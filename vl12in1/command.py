@@ -54,10 +54,12 @@ def load_saved(folder):
 
 # %% ../nbs/90_command.ipynb #words-for
 def words_for(model, arguments):
-    "What it takes to ask a model, from the files that `--words` and `--answers` name; what the model has, if none are named."
-    if not arguments.words: return model.assets
-    named = [text.partition("=") for text in arguments.answers]
-    return published_assets(model, arguments.words, **{name: path for name, _, path in named})
+    "What it takes to ask a model, from the files that `--words`, `--answers` and `--detector` name; what the model has, if none are named."
+    if arguments.words:
+        named = [text.partition("=") for text in arguments.answers]
+        return published_assets(model, arguments.words, arguments.detector, **{name: path for name, _, path in named})
+    if arguments.answers or arguments.detector: raise CheckpointError("--answers and --detector are of use with --words only; add it")
+    return model.assets
 
 # %% ../nbs/90_command.ipynb #convert-command
 def convert_command(arguments):
@@ -203,6 +205,8 @@ def add_weight_commands(commands):
     turn.add_argument("--words", metavar="VOCAB.txt", help="the word pieces that it reads, such as BERT's vocab.txt: needed to ask it")
     turn.add_argument("--answers", nargs="+", default=(), metavar="NAME=JSON",
                       help="its lists of answers, vqa=label2ans.json gqa=…: needed to ask it questions")
+    turn.add_argument("--detector", metavar="PATH",
+                      help="whose regions it has learned with, as for `vl12in1 answer`: others are refused then; without, none are")
     turn.set_defaults(run=convert_command)
 
 # %% ../nbs/90_command.ipynb #parser

@@ -26,10 +26,10 @@ from ..model.heads import BLOCK
 from ..model.interface import method_of
 from ..model.saving import Assets, check_lengths
 from .inside import Encoding, Explanation, encodings, explanations
-from .pictures import Looking, PictureDetector, check_extractor, open_detector, open_regions
+from .pictures import Looking, PictureDetector, check_extractor, learned_from, open_detector, open_regions
 from .results import (RESULTS, Answer, Label, Match, Place, Prediction, Ranking, check_top_k,
                                        prediction)
-from ..regions import Regions
+from ..regions import Regions, region_names
 from ..tasks import TASKS, TRAINABLE
 from ..training.evaluation import outputs
 from ..training.machine import Machine
@@ -53,6 +53,7 @@ def check_complete(model, source):
 def published_assets(
     model,      # read from published weights
     words,      # path of the word pieces, such as BERT's `vocab.txt`
+    detector=None,  # whose regions it has learned with, as for `open_detector`; None: nobody knows, and no regions are refused
     **answers,  # vocabulary (vqa, gqa) = path of its answers, JSON
 ) -> Assets:
     "What it takes to ask a published model. CheckpointError or ValueError for lists that are not this model's."
@@ -60,7 +61,8 @@ def published_assets(
     tokens = {task for row in model.config.task_tokens for task in row}
     tasks = {name: asdict(task) for name, task in TASKS.items()
              if (name in tokens or not tokens) and task.head_name in model.heads and task.vocabulary in ("", *lists)}
-    assets = Assets(tuple(read_wordpieces(words)), lists, tasks)
+    regions = {} if detector is None else learned_from(open_detector(detector))
+    assets = Assets(tuple(read_wordpieces(words)), lists, tasks, regions)
     check_lengths(assets, model.settings(), Path(words).parent)
     return assets
 
@@ -111,6 +113,16 @@ def as_boxes(boxes) -> np.ndarray:
         raise ValueError(f"boxes of shape {boxes.shape}: give a list of boxes, each four numbers, xmin, ymin, xmax, ymax in pixels")
     return boxes
 
+# %% ../../nbs/66_predictor.ipynb #class-names-in
+def class_names_in(*records) -> list[str]:
+    "Names of the classes of regions, background first, in the first record (of a detector, a store or a model) that has some; or []."
+    return next(filter(None, (record.get("class_names") for record in records)), [])
+
+def shown_in(regions, class_names) -> list[str | None]:
+    "What each of the regions is taken for, (N,); None where there are no probabilities of these classes."
+    if regions.class_probs is None or regions.class_probs.shape[1] != len(class_names): return [None] * len(regions.boxes)
+    return [name for name, _ in region_names(regions, class_names)]
+
 # %% ../../nbs/66_predictor.ipynb #predictor
 class Predictor:
     """Answers about pictures whose regions are known, or can be detected.
@@ -138,6 +150,8 @@ class Predictor:
             if hasattr(store, "manifest"): check_extractor(self.assets.regions, store.manifest["extractor"], store.folder, source)
         self.looking = None if detector is None else Looking(open_detector(detector), cache)
         if self.looking: check_extractor(self.assets.regions, self.looking.record, "the detector", source)
+        detector_record = self.looking.detector.record("detected") if self.looking else {}
+        self.class_names = class_names_in(detector_record, getattr(self.regions, "manifest", {}), self.assets.regions)
 
     @classmethod
     def from_pretrained(cls, source, detector=None, regions=None, given=None, cache=None, machine=None, batch_size: int = 64,
@@ -148,17 +162,20 @@ class Predictor:
 
 # %% ../../nbs/66_predictor.ipynb #task-for
 @method_of(Predictor)
-def task_for(self, head, task=None, vocabulary=None) -> str:
-    """Name of the task to ask, of those that were learned: `task`, or the first of that head, with that vocabulary; None: any.
-    ValueError if there is none."""
-    learned = self.assets.tasks
+def task_for(self, head, task=None, vocabulary=None, images=None) -> str:
+    """Name of the task to ask, of those that were learned: `task`, or the first of that head, with that vocabulary, about so many
+    `images`; None: any. ValueError if there is none, and for pre-training, which asks nothing."""
+    learned = {name: row for name, row in self.assets.tasks.items() if name in TASKS}
     tasks = [name for name, row in learned.items() if head in (None, row["head"]) and vocabulary in (None, row["vocabulary"])]
-    if task is None and tasks: return tasks[0]
     if task in tasks: return task
+    first = [name for name in tasks if images in (None, self.model.head(name).images)]
+    if task is None and first: return first[0]
+    listed = ", ".join(f"{name} ({row['head']})" for name, row in learned.items()) or "nothing that can be asked"
+    if task in self.assets.tasks and task not in TASKS:
+        raise ValueError(f"{task!r} is what a model learns from, and nothing that it can be asked; it learned {listed}")
     wanted = f"the task {task!r}" if task else "any task"
     of_head = f" with the head {head!r}" if head else ""
     of_list = f" and the answers {vocabulary!r}" if vocabulary else ""
-    listed = ", ".join(f"{name} ({row['head']})" for name, row in learned.items())
     raise ValueError(f"the model has not learned {wanted}{of_head}{of_list}; it learned {listed}")
 
 # %% ../../nbs/66_predictor.ipynb #look
@@ -234,13 +251,21 @@ def examples_of(self, task, pictures, texts, boxes=None) -> Examples:
 
 # %% ../../nbs/66_predictor.ipynb #predictions-of
 @method_of(Predictor)
+def names_read(self, examples, row) -> list[str | None]:
+    "What the detector takes the regions of an example's first picture for, after a None for the whole picture."
+    regions = examples.sources.detected[examples.images[row][0]]
+    return [None, *shown_in(regions, self.class_names)]
+
+@method_of(Predictor)
 def predictions_of(self, examples, top_k) -> list[Prediction]:
     "What the model says of each example, with the `top_k` alternatives of which the head is most sure."
-    head, said = self.model.head(examples.task.name), []
+    head, said, handed_over = self.model.head(examples.task.name), [], "candidates" in examples.frame
     for rows, batch, logits in outputs(self.model, examples.batches(self.batch_size), self.machine):
         confidences = head.confidences(logits).cpu().numpy()
         for row, of_row, alternatives in zip(rows, confidences, head.alternatives(examples, rows, batch)):
-            asked = SimpleNamespace(text=examples.frame.text[row], regions=examples.sources.detected[examples.images[row][0]])
+            names = {} if handed_over else dict(enumerate(self.names_read(examples, row)))
+            regions = examples.sources.detected[examples.images[row][0]]
+            asked = SimpleNamespace(text=examples.frame.text[row], regions=regions, names=names)
             said.append(prediction(RESULTS[examples.task.head], alternatives, of_row[:len(alternatives)], asked, top_k))
     return said
 
@@ -384,11 +409,13 @@ def rank(
 def insides(self, looks, picture, text, task) -> list:
     "What `looks` sees of pictures and texts, one or lists, when they are read for a task."
     rows, many = rows_of(picture=picture, text=text)
-    examples = self.examples_of(self.task_for(None, task), [(shown,) for shown, _ in rows], [asked for _, asked in rows])
-    starts = range(0, len(rows), self.batch_size)
-    seen = [each for first in starts
-            for each in looks(self.model, examples, range(len(rows))[first:first + self.batch_size], self.machine)]
-    return seen if many else seen[0]
+    task = self.task_for(None, task, images=1)
+    examples = self.examples_of(task, [(shown,) for shown, _ in rows], [asked for _, asked in rows])
+    seen = []
+    for first in range(0, len(rows), self.batch_size):
+        seen += looks(self.model, examples, range(len(rows))[first:first + self.batch_size], self.machine)
+    named = [replace(each, region_names=tuple(self.names_read(examples, row))) for row, each in enumerate(seen)]
+    return named if many else named[0]
 
 # %% ../../nbs/66_predictor.ipynb #encode
 @method_of(Predictor)

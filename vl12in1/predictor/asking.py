@@ -39,8 +39,10 @@ def opened(arguments) -> Predictor:
 
 # %% ../../nbs/66b_asking.ipynb #line-of
 def line_of(row) -> str:
-    "An alternative as a line: its score, and the words or the corners of the box."
-    if "box" in row: return f"{row['score']:.3f}  " + " ".join(f"{name} {side:g}" for name, side in row["box"].items())
+    "An alternative as a line: its score, and the words, or the corners of the box and what it shows."
+    if "box" in row:
+        corners = " ".join(f"{name} {side:g}" for name, side in row["box"].items())
+        return f"{row['score']:.3f}  {corners}" + (f"  ({row['region_name']})" if row["region_name"] else "")
     return f"{row['score']:.3f}  {row.get('answer', row.get('label'))}"
 
 def tell(said, arguments, figure):
@@ -94,6 +96,19 @@ def rank_command(arguments):
     best = [pictures[said.alternatives.index(row["label"])] for row in said.top_k]
     tell(said, arguments, lambda: drawn([as_picture(picture) for picture in best], [line_of(row) for row in said.top_k]))
 
+# %% ../../nbs/66b_asking.ipynb #add-several-commands
+def add_several_commands(commands):
+    "The commands about several pictures."
+    what = "whether a statement about two pictures holds; of one folder, whether that region store is as it was written"
+    two = commands.add_parser("verify", help=what, description=what)
+    two.add_argument("what", nargs="+", metavar="LEFT RIGHT TEXT | STORE", help="two pictures and a statement, or the folder of a store")
+    add_options(two, verify_command)
+    what = "which of several pictures a caption fits best"
+    many = commands.add_parser("rank", help=what, description=what)
+    many.add_argument("pictures", nargs="+", metavar="PICTURE", help="files of pictures")
+    many.add_argument("text", metavar="TEXT", help="a caption")
+    add_options(many, rank_command)
+
 # %% ../../nbs/66b_asking.ipynb #add-asking-commands
 def add_asking_commands(commands):
     "`answer`, `ground`, `choose`, `entail`, `verify` and `rank`, as subcommands of an `ArgumentParser`."
@@ -111,16 +126,3 @@ def add_asking_commands(commands):
     for asked, needed in ((ground, False), (choose, True)):
         asked.add_argument("--boxes", nargs="+", type=box_of, required=needed, metavar="X1,Y1,X2,Y2", help="in pixels, to choose among")
     add_several_commands(commands)
-
-# %% ../../nbs/66b_asking.ipynb #add-several-commands
-def add_several_commands(commands):
-    "The commands about several pictures."
-    what = "whether a statement about two pictures holds; of one folder, whether that region store is as it was written"
-    two = commands.add_parser("verify", help=what, description=what)
-    two.add_argument("what", nargs="+", metavar="LEFT RIGHT TEXT | STORE", help="two pictures and a statement, or the folder of a store")
-    add_options(two, verify_command)
-    what = "which of several pictures a caption fits best"
-    many = commands.add_parser("rank", help=what, description=what)
-    many.add_argument("pictures", nargs="+", metavar="PICTURE", help="files of pictures")
-    many.add_argument("text", metavar="TEXT", help="a caption")
-    add_options(many, rank_command)

@@ -31,6 +31,7 @@ class Encoding:
 
     - `pieces`: the T word pieces that it read, `[CLS]` first; `[TASK]` is the task's token
     - `boxes`: the R regions that it read, the whole picture first: (R, 4), corners as fractions
+    - `region_names`: what the detector takes each of them for; None for the whole picture, and where nobody knows
     - `text`: a vector for each piece, (T, text width)
     - `image`: a vector for each region, (R, image width)
     - `pooled_text`, `pooled_image`: of the text and of the picture, (pooled width,)
@@ -43,6 +44,7 @@ class Encoding:
     pooled_text: np.ndarray = field(repr=False)
     pooled_image: np.ndarray = field(repr=False)
     pooled: np.ndarray = field(repr=False)
+    region_names: tuple[str | None, ...] = field(repr=False, default=())
 
     def to_dict(self) -> dict:
         "As JSON holds it."
@@ -74,12 +76,14 @@ class Explanation:
 
     - `pieces`: the T word pieces that it read, `[CLS]` first; `[TASK]` is the task's token
     - `boxes`: the R regions that it read, the whole picture first: (R, 4), corners as fractions
+    - `region_names`: what the detector takes each of them for; None for the whole picture, and where nobody knows
     - `attention`: name of a map -> (layers, heads, who asks, who is asked), float32, of which every row sums to one:
       `text_to_image` (…, T, R), `image_to_text` (…, R, T), `text` (…, T, T), `image` (…, R, R)
     """
     pieces: tuple[str, ...]
     boxes: np.ndarray = field(repr=False)
     attention: dict[str, np.ndarray] = field(repr=False)
+    region_names: tuple[str | None, ...] = field(repr=False, default=())
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -89,7 +93,7 @@ class Explanation:
     def to_dict(self) -> dict:
         "As JSON holds it."
         maps = {name: values.tolist() for name, values in self.attention.items()}
-        return dict(pieces=list(self.pieces), boxes=self.boxes.tolist(), attention=maps)
+        return dict(pieces=list(self.pieces), boxes=self.boxes.tolist(), region_names=list(self.region_names), attention=maps)
 
 # %% ../../nbs/65b_inside.ipynb #explanations
 @torch.inference_mode()

@@ -33,8 +33,9 @@ class Prediction:
     def __init_subclass__(cls, heads=()): RESULTS.update(dict.fromkeys(heads, cls))
 
     @staticmethod
-    def row(alternative, asked) -> dict:
-        "An alternative as `top_k` lists it. `asked`: the `text` and the `regions` of the question."
+    def row(number, alternative, asked) -> dict:
+        """An alternative as `top_k` lists it. `asked`: the `text` and the `regions` of the question, and `names`: number of an
+        alternative -> what the detector takes it for."""
         raise NotImplementedError
 
     def to_dict(self) -> dict:
@@ -50,7 +51,7 @@ def check_top_k(top_k):
 def prediction(kind, alternatives, probabilities, asked, top_k) -> Prediction:
     "Of `kind`: the `top_k` alternatives of which the model is most sure, by their `probabilities` (C,)."
     best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
-    rows = tuple(dict(score=float(probabilities[number])) | kind.row(alternatives[number], asked) for number in best)
+    rows = tuple(dict(score=float(probabilities[number])) | kind.row(number, alternatives[number], asked) for number in best)
     return kind(**rows[0], index=best[0], top_k=rows, alternatives=alternatives, probabilities=probabilities)
 
 # %% ../../nbs/65a_results.ipynb #results-words
@@ -60,7 +61,7 @@ class Answer(Prediction, heads=("answer",)):
     answer: str
 
     @staticmethod
-    def row(alternative, asked): return dict(answer=alternative)
+    def row(number, alternative, asked): return dict(answer=alternative)
 
 @dataclass(frozen=True, kw_only=True)
 class Label(Prediction, heads=("entail", "pair")):
@@ -68,7 +69,7 @@ class Label(Prediction, heads=("entail", "pair")):
     label: str
 
     @staticmethod
-    def row(alternative, asked): return dict(label=alternative)
+    def row(number, alternative, asked): return dict(label=alternative)
 
 # %% ../../nbs/65a_results.ipynb #in-pixels
 def in_pixels(box, regions) -> dict[str, float]:
@@ -85,15 +86,19 @@ class Place(Prediction, heads=("ground",)):
     - `label`: the expression
     - `box`: `xmin`, `ymin`, `xmax`, `ymax` in pixels
     - `fractions`: the same corners as fractions of the picture
+    - `region_name`: what the detector takes the region for; None for the whole picture, for a box that was given, and where nobody
+      knows the names
     """
     label: str
     box: dict[str, float]
     fractions: tuple[float, ...] = field(repr=False)
+    region_name: str | None
 
     @staticmethod
-    def row(alternative, asked):
+    def row(number, alternative, asked):
         corners = tuple(round(float(corner), 6) for corner in alternative)
-        return dict(label=asked.text, box=in_pixels(alternative, asked.regions), fractions=corners)
+        return dict(label=asked.text, box=in_pixels(alternative, asked.regions), fractions=corners,
+                    region_name=asked.names.get(number))
 
 # %% ../../nbs/65a_results.ipynb #results-match
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +107,7 @@ class Match(Prediction):
     label: str | int
 
     @staticmethod
-    def row(alternative, asked): return dict(label=alternative)
+    def row(number, alternative, asked): return dict(label=alternative)
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
