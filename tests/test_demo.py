@@ -1,13 +1,15 @@
 "The page, in a real browser: choose, type, click, see a box, and be refused."
 import importlib.util
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
-from urllib.request import urlopen
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -15,10 +17,10 @@ import torch
 from PIL import Image
 
 import toy
+from vl12in1 import demo
 from vl12in1.examples.text import AnswerVocabulary, write_wordpieces
 from vl12in1.model import TwelveInOne, ViLBERTConfig
-from vl12in1.predictor import published_assets
-from vl12in1.predictor.pictures import record_of
+from vl12in1.predictor import Predictor, published_assets
 from vl12in1.regions.detector import Detector, DetectorConfig, save_detector
 from vl12in1.tasks import TASKS
 
@@ -38,35 +40,34 @@ def desk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("desk")
     torch.manual_seed(0)
     detector = Detector.new(DetectorConfig(), ["background", "ball"], ["red"])
-    model = TwelveInOne(ViLBERTConfig.tiny(vocab_size=len(toy.WORDS), feature_dim=64), {"vqa": 2, "gqa": 3})
+    model = TwelveInOne(ViLBERTConfig.miniature(vocab_size=len(toy.WORDS), feature_dim=64), {"vqa": 2, "gqa": 3})
     write_wordpieces(toy.WORDS, folder / "vocab.txt")
     for name, words in (("vqa", ["yes", "no"]), ("gqa", ["red", "blue", "left"])): AnswerVocabulary(words).save(folder / f"{name}.json")
-    assets = published_assets(model, folder / "vocab.txt", vqa=folder / "vqa.json", gqa=folder / "gqa.json")
-    model.assets = replace(assets, regions=dict(extractor=record_of(detector)))
+    model.assets = published_assets(model, folder / "vocab.txt", detector, vqa=folder / "vqa.json", gqa=folder / "gqa.json")
     model.save_pretrained(folder / "model")
     save_detector(detector, folder / "detector")
     (folder / "pictures").mkdir()
     (folder / "empty").mkdir()
-    (folder / "temporary").mkdir()
+    (folder / "fonts").mkdir()  # which matplotlib lists once
     random = np.random.default_rng(0)
     for name in ("one", "two", "three"):
         Image.fromarray(random.integers(0, 255, (48, 64, 3), np.uint8)).save(folder / "pictures" / f"{name}.png")
     Image.fromarray(random.integers(0, 255, (80, 40, 3), np.uint8)).save(folder / "mine.png")
     (folder / "notes.txt").write_text("no picture")
     (folder / "broken.png").write_text("no picture")
+    with open(folder / "large.png", "wb") as large: large.truncate(11 * 10 ** 6)
     return folder
 
 
-@pytest.fixture(scope="module")
-def address(desk):
-    "Where `vl12in1 demo` serves the page, with an empty working folder and a folder for temporary files of its own."
+@contextmanager
+def served(desk, temporary):
+    "Where `vl12in1 demo` serves the page, with an empty working folder and a folder for `temporary` files; SIGTERM ends it."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "vl12in1.command", "demo", "--model", desk / "model", "--detector", desk / "detector",
                "--pictures", desk / "pictures", "--port", str(port)]
-    temporary = str(desk / "temporary")
-    environment = os.environ | dict(TMPDIR=temporary, MPLCONFIGDIR=temporary, HOME=str(desk / "empty"), NO_PROXY="127.0.0.1")
+    environment = os.environ | dict(TMPDIR=str(temporary), MPLCONFIGDIR=str(desk / "fonts"), HOME=str(desk / "empty"), NO_PROXY="127.0.0.1")
     address = f"http://127.0.0.1:{port}"
     with open(desk / "log", "w") as log:
         server = subprocess.Popen(command, cwd=desk / "empty", env=environment, stdout=log, stderr=log)
@@ -81,7 +82,13 @@ def address(desk):
             yield address
         finally:
             server.terminate()
-            server.wait()
+            server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def address(desk):
+    (desk / "temporary").mkdir()
+    with served(desk, desk / "temporary") as address: yield address
 
 
 @pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
@@ -147,7 +154,8 @@ def test_a_picture_and_a_sentence_are_answered_by_all_tasks(browser, desk):
     assert list((desk / "empty").iterdir()) == []  # neither in the working folder nor at home
 
 
-@pytest.mark.parametrize("file, complaint", [("notes.txt", "Invalid file type"), ("broken.png", "broken.png")])
+@pytest.mark.parametrize("file, complaint", [
+    ("notes.txt", "Invalid file type"), ("broken.png", "broken.png"), ("large.png", "File size exceeds")])
 def test_a_wrong_upload_is_refused(file, complaint, browser, desk):
     wait(browser, "input[type=file]")[0].send_keys(str(desk / file))
     assert complaint in refusal(browser)
@@ -176,3 +184,30 @@ def test_nothing_is_asked_without_a_sentence(browser):
 def test_only_this_machine_and_no_other_origin(address):
     with urlopen(address) as page: policy = page.headers["content-security-policy"]
     assert policy.startswith("default-src 'self'") and "http" not in policy
+    with urlopen(f"{address}/config") as config: assert json.load(config)["analytics_enabled"] is False
+
+
+def test_the_temporary_folder_goes_when_the_process_is_ended(desk, tmp_path):
+    "Also by SIGTERM. Without it there are the gallery's pictures, and whatever was uploaded."
+    with served(desk, tmp_path) as address:
+        boundary = "picture"
+        content = (desk / "mine.png").read_bytes()
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="mine.png"\r\nContent-Type: image/png\r\n\r\n'
+        body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
+        request = Request(f"{address}/gradio_api/upload", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
+        with urlopen(request) as reply: (uploaded,) = json.load(reply)
+        assert Path(uploaded).read_bytes() == content and Path(uploaded).is_relative_to(tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert list((desk / "empty").iterdir()) == []
+
+
+def test_all_tasks_take_less_than_a_second(desk):
+    "Of a processor's time, which does not depend on what else the machine does; the picture was looked at before."
+    predictor = Predictor.from_pretrained(desk / "model", desk / "detector", machine=toy.CPU)
+    shown = demo.gallery_of(desk / "pictures")
+    gallery = [picture + np.uint8(shift) for shift in range(4) for picture in shown]
+    demo.asked(predictor, gallery[0], "is red", gallery[1], gallery)
+    start = time.process_time()
+    table, _, _ = demo.asked(predictor, gallery[0], "a red thing", gallery[1], gallery)
+    assert time.process_time() - start < 1
+    assert table.count("<tr>") == len(TASKS) and "of 12 for this caption" in table

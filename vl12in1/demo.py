@@ -54,10 +54,11 @@ def words_reply(predictor, task, picture, text, second, others) -> Reply:
     return Reply(getattr(best, "answer", None) or best.label, best.score)
 
 def box_reply(predictor, task, picture, text, second, others) -> Reply:
-    "A box."
+    "A box, and what the detector takes it for."
     place = predictor.ask(task, picture, text, top_k=1)
     x1, y1, x2, y2 = place.box.values()
-    return Reply(f"{x1:.0f}, {y1:.0f} to {x2:.0f}, {y2:.0f}", place.score, place.fractions)
+    corners = f"{x1:.0f}, {y1:.0f} to {x2:.0f}, {y2:.0f}"
+    return Reply(f"{place.region_name} at {corners}" if place.region_name else corners, place.score, place.fractions)
 
 def pair_reply(predictor, task, picture, text, second, others) -> Reply:
     "A label, if there is a second picture."
@@ -137,20 +138,18 @@ def boxes_drawing(picture, said) -> str:
 STYLE = """
 .drawing {display: block; margin: auto}
 .replies {width: 100%; border-collapse: collapse} .replies meter {width: 4em}
-.replies :is(th, td) {padding: .3em .4em !important; text-align: left}
-.choices .grid-wrap {height: auto !important; min-height: 0; max-height: none !important}
+.replies :is(th, td) {padding: .3em .4em !important; text-align: left} .replies td:last-child {white-space: nowrap}
+.chosen img, .choices img {object-fit: contain !important}
+@media (max-width: 640px) {.replies meter {width: 2em}}
+.choices .grid-wrap {height: auto !important; min-height: 0; max-height: none !important; overflow: hidden !important}
 .choices .grid-container {grid-template-columns: repeat(4, minmax(0, 1fr)) !important; height: auto !important}
 .mark {display: inline-block; width: .8em; height: .8em; margin-right: .4em}
 """
 
 # %% ../nbs/67_demo.ipynb #attention-drawing
-def first_task(predictor) -> str:
-    "The first task in the table that was learned and is about one picture."
-    return next(name for name in TASKS if name in predictor.assets.tasks and predictor.model.head(name).images == 1)
-
 def attention_drawing(predictor, picture, text, word) -> str:
     "Where a word of the text looks in the last layer; None: all words."
-    explanation = predictor.explain(picture, text, first_task(predictor))
+    explanation = predictor.explain(picture, text)
     heat = heat_of(explanation.boxes[1:], explanation.regions_of(word)[1:])
     pixels = colormaps["YlOrRd"](heat)
     pixels[..., 3] = .8 * heat
@@ -186,7 +185,7 @@ def asked(predictor, picture, text, second, others) -> tuple[str, str, list[str]
     with warnings.catch_warnings(record=True) as cut:
         warnings.simplefilter("always")
         said = replies(predictor, picture, text, second, others)
-    explanation = predictor.explain(picture, text, first_task(predictor))
+    explanation = predictor.explain(picture, text)
     notes = dict.fromkeys(str(each.message) for each in cut)
     return table_of(said, notes), boxes_drawing(picture, said), list(dict.fromkeys(explanation.words))
 
