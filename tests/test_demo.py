@@ -72,7 +72,7 @@ def served(desk, temporary):
     with open(desk / "log", "w") as log:
         server = subprocess.Popen(command, cwd=desk / "empty", env=environment, stdout=log, stderr=log)
         try:
-            end = time.monotonic() + 180
+            end = time.monotonic() + 600
             while True:
                 try: urlopen(address, timeout=5).close()
                 except OSError:
@@ -206,8 +206,8 @@ def test_all_tasks_take_less_than_a_second(desk):
     predictor = Predictor.from_pretrained(desk / "model", desk / "detector", machine=toy.CPU)
     shown = demo.gallery_of(desk / "pictures")
     gallery = [picture + np.uint8(shift) for shift in range(4) for picture in shown]
-    demo.asked(predictor, gallery[0], "is red", gallery[1], gallery)
+    demo.asked(predictor, gallery[0], "is red", 255 - gallery[0], gallery)
     start = time.process_time()
-    table, _, _ = demo.asked(predictor, gallery[0], "a red thing", gallery[1], gallery)
+    table, _, _ = demo.asked(predictor, gallery[0], "a red thing", 255 - gallery[0], gallery)
     assert time.process_time() - start < 1
-    assert table.count("<tr>") == len(TASKS) and "of 12 for this caption" in table
+    assert table.count("<tr>") == len(TASKS) and "of 13 for this caption" in table

@@ -8,6 +8,7 @@ __all__ = ['EXAMPLES', 'Reply', 'replies', 'page', 'serve', 'demo_command', 'add
 # %% ../nbs/67_demo.ipynb #67demo03
 import base64
 import os
+import signal
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def rectangle(box, colour, width) -> str:
 def boxes_drawing(picture, said) -> str:
     "A picture with the boxes of all tasks that ground, in their colours."
     colours = list(coloured(said).items())
-    widths = range(3 * len(colours), 0, -3)
+    widths = range(2 * len(colours), 0, -2)
     shapes = [rectangle(said[name].box, colour, width) for (name, colour), width in zip(colours, widths)]
     return drawing(picture, "".join(shapes), "the picture with the boxes of the grounding tasks")
 
@@ -274,7 +275,8 @@ def serve(predictor: Predictor, gallery: list = (), port: int | None = None):
 
 # %% ../nbs/67_demo.ipynb #add-demo-command
 def demo_command(arguments):
-    "Open the page."
+    "Open the page. Whoever ends the process with SIGTERM ends it as Ctrl-C does, so that the temporary folder goes with it."
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     predictor = Predictor.from_pretrained(arguments.model, detector=arguments.detector)
     serve(predictor, gallery_of(arguments.pictures), arguments.port)
 
