@@ -155,7 +155,7 @@ def test_a_picture_and_a_sentence_are_answered_by_all_tasks(browser, desk):
 
 
 @pytest.mark.parametrize("file, complaint", [
-    ("notes.txt", "Invalid file type"), ("broken.png", "broken.png"), ("large.png", "File size exceeds")])
+    ("notes.txt", "Invalid file type"), ("broken.png", "broken.png"), ("large.png", "exceed the maximum allowed size of 10.0 Mb")])
 def test_a_wrong_upload_is_refused(file, complaint, browser, desk):
     wait(browser, "input[type=file]")[0].send_keys(str(desk / file))
     assert complaint in refusal(browser)
