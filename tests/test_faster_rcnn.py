@@ -1,10 +1,7 @@
-"""The published detector: its numbers, its files, whatever is given to it as one, and pictures of every kind.
-
-`python test_faster_rcnn.py FOLDER` looks at pictures with the detector in a folder and prints seconds and memory, see the end."""
+"The published detector: its numbers, its files, whatever is given to it as one, and pictures of every kind."
 import json
 import os
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,9 +20,11 @@ from vl12in1.regions.proposals import BLOCK, grid_anchors, level_anchors, suppre
 from vl12in1.regions.pyramid import FasterRCNNConfig, published_config, read_config, transform
 from vl12in1.weights import CheckpointError
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from random_detector import as_yaml, invent  # noqa: E402
+
 FIXTURE = Path(__file__).parent / "parity" / "detector_small"
 WEIGHTS, CONFIG = FIXTURE / "weights.pth", FIXTURE / "detectron_config.yaml"
-X152 = FasterRCNNConfig(blocks=(3, 8, 36, 3), groups=32, width=8, stride_in_1x1=False)
 
 
 @pytest.fixture(scope="module")
@@ -223,26 +222,6 @@ def plain_confidences(boxes, probs, overlap=.5):
     return confidence
 
 
-@torch.no_grad()
-def invent(config, seed=0) -> FasterRCNN:
-    "A detector with random weights, scaled so that it hesitates between proposals and is sure of some classes."
-    torch.manual_seed(seed)
-    detector = FasterRCNN(config).eval()
-    for name, tensor in detector.state_dict().items():
-        if "running_var" in name: tensor.uniform_(.5, 1.5)
-        elif name.endswith(("bn3.weight", "downsample.1.weight")): tensor.uniform_(.3, .6)
-        elif tensor.ndim == 1: tensor.normal_(.5 if name.endswith("weight") else 0, .1)
-        else: tensor.normal_(0, (2 / tensor[0].numel()) ** .5)
-    maps = detector.backbone.fpn(detector.backbone.body(60 * torch.randn(1, 3, 96, 128)))
-    head, box = detector.rpn.head, detector.roi_heads.box
-    x = torch.cat([head.conv(map).relu().flatten(2) for map in maps], dim=2)[..., None]
-    for layer, spread in ((head.cls_logits, 2), (head.bbox_pred, .4)): layer.weight.mul_(spread / layer(x).std())
-    boxes = torch.tensor([[x, y, x + 30, y + 20] for x in range(0, 90, 30) for y in range(0, 70, 20)], dtype=torch.float32)
-    logits = box.predictor.cls_score(box.feature_extractor.fc7(box(maps, boxes)[0]).relu())
-    box.predictor.cls_score.weight.mul_(2 / (logits - logits.mean(0)).std())
-    return detector
-
-
 SMALL = dict(stem=8, out=8, pyramid=8, feature_dim=16, classes=7)
 VARIANTS = {
     "R-50, stride in 1x1": (FasterRCNNConfig(groups=1, width=8, **SMALL), "R-50-FPN"),
@@ -253,20 +232,6 @@ VARIANTS = {
         before_nms=150, after_nms=40, proposals=60, overlap=.5, smallest=3.0, **SMALL), "R-152-FPN"),
     "pooling": (FasterRCNNConfig(groups=2, width=4, bins=5, samples=3, scales=(.125, .0625, .03125), before_nms=200, after_nms=60,
                                  **SMALL), "R-50-FPN")}
-
-
-def as_yaml(config: FasterRCNNConfig, body: str, attr=False) -> dict:
-    "The content of a published file, tuples as text."
-    return {"MODEL": {
-        "META_ARCHITECTURE": "GeneralizedRCNN", "BACKBONE": {"CONV_BODY": body},
-        "RESNETS": {"NUM_GROUPS": config.groups, "WIDTH_PER_GROUP": config.width, "STRIDE_IN_1X1": config.stride_in_1x1,
-                    "STEM_OUT_CHANNELS": config.stem, "RES2_OUT_CHANNELS": config.out, "BACKBONE_OUT_CHANNELS": config.pyramid},
-        "RPN": {"USE_FPN": True, "ANCHOR_SIZES": str(config.anchor_sizes), "ASPECT_RATIOS": str(config.aspect_ratios),
-                "ANCHOR_STRIDE": str(config.anchor_strides), "PRE_NMS_TOP_N_TEST": config.before_nms,
-                "POST_NMS_TOP_N_TEST": config.after_nms, "FPN_POST_NMS_TOP_N_TEST": config.proposals, "NMS_THRESH": config.overlap,
-                "MIN_SIZE": config.smallest},
-        "ROI_BOX_HEAD": {"POOLER_RESOLUTION": config.bins, "POOLER_SCALES": str(config.scales), "POOLER_SAMPLING_RATIO": config.samples,
-                         "MLP_HEAD_DIM": config.feature_dim, "NUM_CLASSES": config.classes, "ATTR": attr}}}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -605,35 +570,3 @@ def test_ten_pictures_take_no_more_memory_than_two(detector):
         detector.detect(rng.integers(0, 256, (200, 300, 3), dtype=np.uint8))
         sizes.append(resident())
     assert max(sizes[2:]) - sizes[1] < 2 ** 25
-
-
-def look_at_pictures(folder, count):
-    "Seconds and memory of reading the detector in a folder and of looking at pictures; a process of its own."
-    started = time.time()
-    detector, _ = read_detector(folder / "detectron_model.pth", folder / "detectron_config.yaml")
-    print(f"read: {time.time() - started:.0f} s")
-    for number in range(count):
-        picture = np.random.default_rng(number).integers(0, 256, (800, 1333, 3), dtype=np.uint8)
-        started = time.time()
-        found = detector.detect(picture)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
-        seconds = time.time() - started
-        print(f"picture {number}: {seconds:.0f} s, {len(found.boxes)} regions, peak {peak:.2f} GiB, then {resident() / 2 ** 30:.2f}")
-
-
-@pytest.mark.slow
-def test_the_published_size(tmp_path, capsys):
-    "A random ResNeXt-152 in the published formats: 800 x 1333 pixels, ten times; peak memory leaves room for a model."
-    import yaml
-    state = {f"module.{name}": tensor for name, tensor in invent(X152).state_dict().items()}
-    torch.save({"model": state}, tmp_path / "detectron_model.pth")
-    del state
-    (tmp_path / "detectron_config.yaml").write_text(yaml.safe_dump(as_yaml(X152, "R-152-FPN")))
-    ran = subprocess.run([sys.executable, __file__, str(tmp_path)], capture_output=True, text=True)
-    with capsys.disabled(): print("\n" + ran.stdout + ran.stderr)
-    assert ran.returncode == 0
-    peaks = [float(line.split("peak ")[1].split(" ")[0]) for line in ran.stdout.splitlines()[1:]]
-    assert len(peaks) == 10 and peaks[-1] < 2 and peaks[-1] - peaks[1] < .1
-
-
-if __name__ == "__main__": look_at_pictures(Path(sys.argv[1]), count=10)
