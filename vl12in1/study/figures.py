@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['overlap_heatmap', 'relations_heatmap', 'history', 'levels', 'write_validations', 'learning_curves', 'rests',
-           'resting', 'stop_and_go', 'data_curves', 'fraction_needed']
+           'resting', 'stop_and_go', 'data_curves', 'fraction_needed', 'write_figure']
 
 # %% ../../nbs/79_figures.ipynb #8d5bf2a4
 from itertools import pairwise
@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .origin import made_by
 from ..tasks import TASKS
 
 # %% ../../nbs/79_figures.ipynb #overlap-heatmap
@@ -254,3 +256,18 @@ def fraction_needed(line: pd.Series, goal: float) -> float | None:
     for (fraction, score), (more, better) in pairwise(line.items()):
         if better >= goal: return float(fraction * (more / fraction) ** ((goal - score) / (better - score)))
     return None
+
+# %% ../../nbs/79_figures.ipynb #write-figure
+def write_figure(
+    figure: Figure,   # what is written
+    path: Path,       # without its suffix
+    title: str,       # the heading for people
+    data: str,        # what was measured on
+    notes: str = "",  # text below the figure
+) -> None:
+    "Write `<path>.png`, `<path>.svg`, and `<path>.md` (title, data, figure, notes, what made it)."
+    path = Path(path)
+    figure.savefig(path.with_suffix(".png"), dpi=100, metadata={"Software": None})
+    with rc_context({"svg.hashsalt": path.name}): figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    parts = [f"# {title}", f"Measured on **{data}**.", f"![{title}]({path.name}.png)", notes.strip(), made_by(path)]
+    path.with_suffix(".md").write_text("\n\n".join(filter(None, parts)) + "\n")

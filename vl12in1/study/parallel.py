@@ -193,6 +193,8 @@ def tables() -> dict[str, str]:
     from dvc.repo import Repo
     study = settings()
     placeholders(root() / "reports", [*study["runs"], *study["followers"]])
+    origin = root() / "reports/origin.json"
+    if not origin.exists(): origin.write_text("{}\n")  # the study was never complete here: nothing to say of it
     with Repo() as repo: names = study_stages(repo)
     light, room = [name for name in names if name.startswith(("table_", "figure_", "index"))], len(rooms())
     hands = [" ".join(light[place::room]) for place in range(room)]  # to start DVC takes longer than to make a table
