@@ -52,7 +52,6 @@ def origin() -> dict:
     code = {path: digest(root() / path) for path in code_paths()}
     return dict(data=data_md5(), profile=study["profile"], seeds=study["seeds"], code=code)
 
-# %% ../../nbs/70a_origin.ipynb #write-origin
 def main() -> None:
     "Write `reports/origin.json`."
     try:
@@ -82,10 +81,10 @@ def made_by(path: Path) -> str:
     stage = outputs().get(f"reports/{path.name}.md") if made_from else None
     if stage is None: return ""
     code = combined(made_from["code"])
-    return (f"<sub>Made by stage `{stage}`, notebook `nbs/study/{stage}.ipynb`, from data `{made_from['data'][:12]}`, profile "
-            f"`{made_from['profile']}`, seeds {_seeds_text(made_from['seeds'])}, code `{code[:12]}` (digests). Again: "
-            f"`dvc repro --force --single-item {stage}`. Which commits have that code, and what is behind a cell: "
-            f"`vl12in1 why reports/{path.name}.md`.</sub>")
+    return (f"<sub>From `nbs/study/{stage}.ipynb` (stage `{stage}`): data md5 `{made_from['data'][:12]}`, "
+            f"profile `{made_from['profile']}`, seeds {_seeds_text(made_from['seeds'])}, code md5 `{code[:12]}`. "
+            f"Again: `dvc repro --force --single-item {stage}`. Its commit, and what is behind a cell: `vl12in1 why "
+            f"reports/{path.name}.md`.</sub>")
 
 # %% ../../nbs/70a_origin.ipynb #70a00020
 if __name__ == "__main__" and "__file__" in globals(): main()

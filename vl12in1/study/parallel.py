@@ -222,7 +222,9 @@ def bring_up_to_date() -> dict[str, str]:
     if "world" in needs: (root() / STAGES_FILE).unlink(missing_ok=True)  # all wait for it: a study from its beginning
     print(f"{len(needs)} stages are out of date; {len(rooms())} run at a time", flush=True)
     failed = repro(needs, seconds=durations())
-    return failed | tables() if failed else failed
+    if not failed: return failed
+    (root() / "reports/origin.json").unlink(missing_ok=True)  # runs of new and of old code, side by side: no line says what made them
+    return failed | tables()
 
 def main(arguments=None) -> None:
     "All that is out of date, or `--tables`. Exit status 1 if a stage failed; tables are rendered all the same."
