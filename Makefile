@@ -2,6 +2,7 @@
 # make test    environment, chapters and tests; make test-slow: the rest      make tables  render the tables again from reports/
 # make demo    after make study: all tasks on a page in a browser
 # make lab     the book in JupyterLab                                       make clean   remove what the study made
+# make site    book, study and library as pages to read offline, in build/site
 # make thorough    the study with more seeds, in a clone, into reports/thorough     make rerun   the same with other seeds, into reports/rerun
 # make benchmark   the paper's model and detector, published files, the price of equal weights everywhere; 40 minutes, 12 GB of disk
 SHELL := bash
@@ -11,9 +12,9 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help study test test-slow smoke thorough rerun tables benchmark demo lab clean
+.PHONY: help study test test-slow smoke thorough rerun tables benchmark demo site lab clean
 help:
-	@head -6 $(firstword $(MAKEFILE_LIST)) | sed 's/^# //'
+	@head -7 $(firstword $(MAKEFILE_LIST)) | sed 's/^# //'
 
 study: .venv/ready
 	@echo "make study: what is out of date is run (nothing is: seconds; empty cache: see README.md)"
@@ -62,6 +63,12 @@ demo: .venv/demo
 	@echo "make demo: all twelve tasks, answered by one model of the study, on a page in a browser; Ctrl-C ends it"
 	python -m vl12in1.command demo
 
+site: .venv/docs
+	@echo "make site: book, study and library as pages, in build/site; about two minutes, nothing is run"
+	rm -rf build/site
+	python docs/build.py build/site
+	@echo "make site: open build/site/index.html in a browser; no network is needed"
+
 lab: .venv/lab
 	jupyter lab nbs
 
@@ -85,4 +92,8 @@ clean:
 
 .venv/demo: .venv/ready constraints-demo.txt
 	.venv/bin/pip install --quiet --constraint constraints.txt --constraint constraints-demo.txt --editable '.[demo]'
+	@touch $@
+
+.venv/docs: .venv/ready constraints-docs.txt
+	.venv/bin/pip install --quiet --constraint constraints.txt --constraint constraints-docs.txt --editable '.[docs]'
 	@touch $@

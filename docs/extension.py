@@ -1,0 +1,42 @@
+"What the pages need of Sphinx beyond its own extensions: mathematics as MathML, docstrings in Markdown, anchors as Jupyter has them."
+import re
+
+from docutils import nodes
+from fastcore.docments import docments
+from latex2mathml.converter import convert
+
+
+def anchor(title):
+    "The anchor that Jupyter gives a heading: links between notebooks use it."
+    return title.replace(" ", "-")
+
+
+# Browsers render MathML themselves: no script, no fonts.
+def inline_math(translator, node):
+    translator.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def block_math(translator, node):
+    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    raise nodes.SkipNode
+
+
+def restructured(text):
+    "Markdown as docstrings use it, in reStructuredText: code spans stay code, and all else is text."
+    spans = re.split(r"`([^`\n]+)`", text)
+    return "".join(f"``{part}``\\ " if number % 2 else re.sub(r"([*_|\\`])", r"\\\1", part) for number, part in enumerate(spans))
+
+
+def markdown_docstring(_app, what, _name, obj, _options, lines):
+    "Docstrings are written in Markdown; comments beside parameters become a list below them."
+    text = "\n".join(lines)
+    described = docments(obj, full=False).items() if what in ("function", "method") else []
+    text += "\n\n" + "\n".join(f"- `{parameter}`: {comment}" for parameter, comment in described if comment)
+    lines[:] = restructured(text).splitlines() + [""]
+
+
+def setup(app):
+    app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
+    app.connect("autodoc-process-docstring", markdown_docstring)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
