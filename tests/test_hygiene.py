@@ -246,7 +246,7 @@ def test_parameters_cell(path):
 
 # --- text
 
-TEXTS = MODULES + NOTEBOOKS + sorted((ROOT / "tests").glob("*.py"))
+TEXTS = MODULES + NOTEBOOKS + sorted((ROOT / "tests").glob("*.py")) + sorted((ROOT / "docs").glob("*.py"))
 
 
 def code_of(path):
