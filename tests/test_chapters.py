@@ -1,4 +1,4 @@
-"Every chapter of the book runs from top to bottom, in its own folder, as nbdev runs it."
+"Every chapter of the book and every guide runs from top to bottom, in its own folder, as nbdev runs it."
 import atexit
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from vl12in1.model.interface import EncoderConfig
 from vl12in1.study.notebooks import plain
 
 ROOT = Path(__file__).resolve().parents[1]
-CHAPTERS = sorted((ROOT / "nbs").glob("*.ipynb"))
+CHAPTERS = sorted((ROOT / "nbs").glob("*.ipynb")) + sorted((ROOT / "nbs/guides").glob("*.ipynb"))
 
 
 @pytest.fixture

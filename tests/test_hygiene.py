@@ -16,7 +16,7 @@ LIBRARY, BOOK = ROOT / "vl12in1", ROOT / "nbs"
 MODULES = sorted(path for path in LIBRARY.rglob("*.py") if path.name != "_modidx.py")
 INDEX = BOOK / "index.ipynb"  # a tour of the book: it defines nothing, so it has neither module nor number
 CHAPTERS = sorted(path for path in BOOK.glob("*.ipynb") if path != INDEX)
-NOTEBOOKS = [INDEX, *CHAPTERS, *sorted((BOOK / "study").glob("*.ipynb"))]
+NOTEBOOKS = [INDEX, *CHAPTERS, *sorted((BOOK / "study").glob("*.ipynb")), *sorted((BOOK / "guides").glob("*.ipynb"))]
 FLOORS = {"tasks": 1, "boxes": 1, "answers": 1, "processes": 1, "weights": 1, "corpora": 2, "regions": 2, "model": 2, "cleaning": 3,
           "duplicates": 3, "leaks": 4, "examples": 3, "toy": 4, "training": 4, "evaluation": 5, "predictor": 6, "study": 7, "demo": 7,
           "command": 8}
@@ -154,7 +154,7 @@ def foreign(source, package):
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_runtime_needs_only_what_pip_installs(path):
     lazily = {"vl12in1.study.notebooks": {"papermill", "nbclient", "ipykernel", "jupyter_client"}, "vl12in1.model.bert": {"transformers"},
-              "vl12in1.training.balancing": {"torchjd"}, "vl12in1.study.parallel": {"dvc"},
+              "vl12in1.training.balancing": {"torchjd"}, "vl12in1.study.parallel": {"dvc"}, "vl12in1.study.front": {"dvc"},
               "vl12in1.regions.published": {"lmdb", "h5py"}, "vl12in1.regions.pretrained": {"transformers"},
               "vl12in1.duplicates": {"imagehash"}, "vl12in1.study.consistency": {"textblob"},
               "vl12in1.demo": {"gradio", "starlette"}}
