@@ -40,6 +40,7 @@ thorough rerun: .venv/ready
 	@echo "make $@: the last commit with the profile 'thorough', in build/$@; stopped and begun again, it goes on"
 	python -m vl12in1.study.thorough $(if $(filter rerun,$@),--rerun)
 	dvc repro --single-item views table_rerun index
+	python -m vl12in1.study.front
 	@cat reports/$@/index.md
 	python -m vl12in1.study.reproduction reports/$@
 	@printf '\nmake $@: written to reports/\n'; ls -d reports/$@ reports/index.md reports/table_rerun.md
