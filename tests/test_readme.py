@@ -35,7 +35,7 @@ RUN_BY = {  # command -> test, chapter or script that runs it
     "make test": CI, "make test-slow": CI, "make smoke": CI,
     "make thorough": "test_thorough.py::test_a_complete_run_goes_on_where_it_was_stopped_and_is_kept",
     "make rerun": "test_thorough.py::test_a_complete_run_goes_on_where_it_was_stopped_and_is_kept",
-    "make tables": SMOKE,
+    "make tables": SMOKE, "make site": "test_site.py::test_a_page_fits_and_is_complete",
     "make demo": "test_demo.py::test_a_picture_and_a_sentence_are_answered_by_all_tasks",
     "make lab": TAKES_LONG, "make benchmark": TAKES_LONG, "make clean": TAKES_LONG,
     "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make study": TAKES_LONG,
@@ -80,6 +80,7 @@ RUN_BY = {  # command -> test, chapter or script that runs it
     "vl12in1 inspect multi_task_model.bin": "90_command",
     "vl12in1 convert multi_task_model.bin my-model --config bert_base_6layer_6conect.json --words vocab.txt --answers vqa=label2ans.json":
         "checkpoint",
+    "vl12in1 why reports/table_multitask.md vqa at": "test_provenance.py::test_the_command_says_so_by_its_exit_status",
     "vl12in1 compare OTHER_REPORTS": "test_reproduction.py::test_the_command_says_by_its_status_whether_all_was_reproduced",
 }
 
