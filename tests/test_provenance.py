@@ -13,7 +13,7 @@ import yaml
 
 from vl12in1 import command
 from vl12in1.evaluation.records import read_item_scores
-from vl12in1.study import origin, provenance
+from vl12in1.study import origin, parallel, provenance
 from vl12in1.study.origin import combined, digest, made_by, outputs
 from vl12in1.study.provenance import SCORED, SHOWN, chain, commit_of, find_cell, locate, read_study, runs_of, unlike, why
 
@@ -89,6 +89,18 @@ def test_the_record_follows_the_checkout(checkout):
     assert origin.origin() == before and before["data"] == yaml.safe_load((ROOT / "data.dvc").read_text())["outs"][0]["md5"]
     (checkout / "vl12in1/world/more.py").touch()
     assert {path for path, own in origin.origin()["code"].items() if own != before["code"][path]} == {"vl12in1/world"}
+
+
+def test_tables_of_an_unfinished_study_do_not_say_what_made_them(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").touch()
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/origin.json").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parallel, "stale_stages", lambda: {"train@at": set()})
+    monkeypatch.setattr(parallel, "durations", dict)
+    monkeypatch.setattr(parallel, "repro", lambda needs, *_, **__: {name: "no memory" for name in needs if name != "views"})
+    monkeypatch.setattr(parallel, "tables", dict)
+    assert parallel.bring_up_to_date() == {"train@at": "no memory"} and not (tmp_path / "reports/origin.json").exists()
 
 
 def test_digests_are_those_of_dvc(tmp_path):
@@ -201,6 +213,10 @@ def asked():
 def before(clone):
     "What is not as the commit says before anything is edited: nothing, if the commit is what its pipeline makes."
     with contextlib.chdir(clone): return asked()
+
+
+def test_a_clone_is_what_its_commit_says(before):
+    assert before == set(), "run `make study` and commit what it writes"
 
 
 def test_without_a_cache_the_chain_has_the_digests_of_the_lock(checkout):

@@ -254,6 +254,7 @@ def _meant(word: str, names) -> str | None:
 def find_cell(path: Path, first: str, second: str) -> CsvCell:
     "The cell of a `.csv` file by its row and column, in either order; ValueError that lists both if there is none."
     table = pd.read_csv(path, index_col=0, dtype=str, keep_default_na=False)
+    if not table.index.is_unique: raise ValueError(f"{path}: several rows have one name; ask for the whole file")
     words = [_aliases(Path(path).stem).get(word, word) for word in (first, second)]
     for row, column in (words, words[::-1]):
         row, column = _meant(row, table.index), _meant(column, table.columns)
