@@ -114,8 +114,8 @@ def test_an_example_is_json_and_becomes_a_figure(toy, tmp_path):
     example = json.loads(json.dumps(attention_example(model, examples["refcoco"], 0, CPU) | dict(picture="a.png")))
     Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
     heads = model.config.co_heads * len(model.config.text_connections)
-    figure = attention_figure([example, example], tmp_path, "")
-    assert sum(len(part.axes) for part in figure.subfigs) == 2 * (2 * heads + 3 * len(model.config.text_connections))
+    figure = attention_figure([example, example], tmp_path, "at", "")
+    assert sum(len(part.axes) for part in figure.subfigs) == 2 * (1 + 2 * heads + len(model.config.text_connections))
     np.testing.assert_allclose(np.sum(example["referred_to_words"], axis=-1), 1, atol=2e-3)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECIAL_WORDS', 'sampled', 'first_right', 'own_pairs', 'referred_boxes', 'attention_example', 'heat_map',
-           'empty_figure', 'attention_figure']
+           'attention_finding', 'attention_figure']
 
 # %% ../../nbs/82_attention.ipynb #668db50c
 from itertools import product
@@ -16,14 +16,14 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
-from PIL import Image
+from matplotlib.patches import Patch, Rectangle
+from PIL import Image, ImageFilter
 
 from ..boxes import iou
 from ..examples.batches import Examples
 from ..examples.text import join_pieces
 from ..model import TwelveInOne
+from .plots import add_heading, empty_figure, listed
 from ..tasks import TASKS
 from ..training.evaluation import head_scores
 from ..training.machine import Machine
@@ -149,23 +149,29 @@ def _frame_box(ax: Axes, box, **style):
 
 def _show_picture(ax: Axes, picture, referred) -> None:
     "A PIL picture on axes that run from 0 to 1, with the referred box."
-    ax.imshow(picture, extent=(0, 1, 1, 0), aspect=picture.height / picture.width)
+    ax.imshow(picture, extent=(0, 1, 1, 0), aspect=picture.height / picture.width, interpolation="none")
     _frame_box(ax, referred, fill=False, ec="w", lw=4)
-    _frame_box(ax, referred, fill=False, ec=_BLUE, lw=2)
+    _frame_box(ax, referred, fill=False, ec=_BLUE, lw=2, ls="--")
     ax.set_axis_off()
 
 
 def _show_pale(ax: Axes, picture, referred) -> None:
-    "The same, grey and light, with the box dashed."
-    pale = 160 + np.asarray(picture.convert("L")) * .37
-    ax.imshow(pale, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0), aspect=picture.height / picture.width)
-    _frame_box(ax, referred, fill=False, ec=_BLUE, lw=1.4, ls="--")
+    "The same in eight light greys, without grain: less to look at, and a smaller file."
+    pale = 160 + np.asarray(picture.convert("L").filter(ImageFilter.MedianFilter(3))) // 32 * 32 * .37
+    ax.imshow(pale, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0), aspect=picture.height / picture.width, interpolation="none")
+    _frame_box(ax, referred, fill=False, ec=_BLUE, lw=1.6, ls="--")
     ax.set_axis_off()
 
 # %% ../../nbs/82_attention.ipynb #show-regions
-def _label(ax: Axes, x: float, y: float, text: str) -> None:
-    "Write on a picture, legible on whatever is below."
-    ax.text(x, y, text, ha="center", va="center", fontsize=9, path_effects=[withStroke(linewidth=2.5, foreground="w")])
+_LABELLED = 2  # regions of a picture
+
+
+def _label(ax: Axes, box, text: str) -> None:
+    "Write above a box (corners, fractions), or below it where the picture ends above."
+    x, above = min(.9, max(.1, (box[0] + box[2]) / 2)), box[1] > .12
+    style = dict(ha="center", fontsize=9.5, bbox=dict(fc="w", ec="none", alpha=.7, pad=.6))
+    if above: ax.text(x, box[1] - .02, text, va="bottom", **style)
+    else: ax.text(x, box[3] + .02, text, va="top", **style)
 
 
 def _show_regions(
@@ -175,16 +181,16 @@ def _show_regions(
     labels,       # texts (n,); an empty one is not written
     colour: str,  # of boxes and frames
 ) -> None:
-    "Colour boxes by their weights and label them, the heaviest first."
+    "Colour boxes by their weights and label the heaviest."
     labelled = []
     for box, weight, label in sorted(zip(boxes, weights, labels), key=lambda region: -region[1]):
-        face, edge = to_rgba(colour, min(.7, 1.2 * weight)), to_rgba(colour, min(1, .25 + weight))
+        face, edge = to_rgba(colour, min(.55, weight)), to_rgba(colour, min(1, .25 + weight))
         _frame_box(ax, box, fc=face, ec=edge, lw=.5 + 3 * weight)
         x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-        crowded = any(abs(x - u) < .4 and abs(y - v) < .12 for u, v in labelled)
-        if not label or crowded: continue
+        crowded = any(abs(x - u) < .4 and abs(y - v) < .15 for u, v in labelled)
+        if not label or crowded or len(labelled) == _LABELLED: continue
         labelled.append((x, y))
-        _label(ax, x, y, label)
+        _label(ax, box, label)
 
 # %% ../../nbs/82_attention.ipynb #show-asked
 def _show_words_to_regions(ax: Axes, picture, example: dict, layer: int, head: int) -> None:
@@ -194,10 +200,10 @@ def _show_words_to_regions(ax: Axes, picture, example: dict, layer: int, head: i
     grouped = groups(boxes, weights)
     leaders = [group[0] for group in grouped]
     sums = [weights[group].sum() for group in grouped]
-    labels = [f"{100 * total:.0f}" if total >= .1 else "" for total in sums]
+    labels = [f"{100 * total:.0f} %" if total >= .1 else "" for total in sums]
     _show_pale(ax, picture, example["referred"])
     _show_regions(ax, boxes[leaders], sums, labels, _ORANGE)
-    ax.set_title(f"layer {layer + 1}, head {head + 1}\nwhole picture {100 * whole:.0f}", fontsize=9)
+    ax.set_title(f"layer {layer + 1}, head {head + 1}\nwhole picture: {100 * whole:.0f} %", fontsize=9.5)
 
 
 def _show_regions_to_words(ax: Axes, picture, example: dict, layer: int, head: int) -> None:
@@ -213,10 +219,10 @@ def _show_regions_to_words(ax: Axes, picture, example: dict, layer: int, head: i
 # %% ../../nbs/82_attention.ipynb #show-words
 def heat_map(ax: Axes, values: np.ndarray) -> None:
     "Heat map of percentages (rows, columns), printed in their cells; – where there is none."
-    ax.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    ax.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto", interpolation="none")
     for (row, column), value in np.ndenumerate(values):
         text = f"{value:.0f}" if value == value else "–"
-        ax.text(column, row, text, ha="center", va="center", fontsize=8, color="w" if value > 55 else "k")
+        ax.text(column, row, text, ha="center", va="center", fontsize=9, color="w" if value > 55 else "k")
     ax.tick_params(length=0)
 
 
@@ -228,6 +234,7 @@ def _show_referred_to_words(ax: Axes, example: dict, layer: int) -> None:
     ax.set_xticks(range(percent.shape[1]), range(1, percent.shape[1] + 1), fontsize=9)
     ax.set_title("referred region\nto words, %", fontsize=9)
     ax.set_xlabel("head", fontsize=9)
+    ax.set_ylabel("word", fontsize=9)
 
 # %% ../../nbs/82_attention.ipynb #empty-figure
 _DIRECTIONS = (("words → regions", _ORANGE, _show_words_to_regions), ("regions → words", _GREEN, _show_regions_to_words))
@@ -241,42 +248,66 @@ def _layers_shown(example: dict) -> list[int]:
 def _attention_block(figure, example: dict, picture) -> None:
     "One example on a (sub)figure: the picture, each head of the last layers in both directions, the words."
     layers, heads = _layers_shown(example), len(example["words_to_regions"][0])
-    figure.suptitle(f"{TASKS[example['task']].title}: “{example['text']}”", fontsize=11, ha="left", x=.01)
+    figure.suptitle(f"{TASKS[example['task']].title}: “{example['text']}”", fontsize=12, ha="left", x=.01)
     grid = figure.add_gridspec(2 * len(layers), heads + 2)
+    _show_picture(figure.add_subplot(grid[:, 0]), picture, example["referred"])
     for row, (layer, (name, colour, show)) in enumerate(product(layers, _DIRECTIONS)):
-        left = figure.add_subplot(grid[row, 0])
-        _show_picture(left, picture, example["referred"])
-        left.set_title(name, fontsize=10, color=colour, weight="bold")
-        for head in range(heads): show(figure.add_subplot(grid[row, head + 1]), picture, example, layer, head)
+        panels = [figure.add_subplot(grid[row, head + 1]) for head in range(heads)]
+        for head, panel in enumerate(panels): show(panel, picture, example, layer, head)
+        panels[0].text(-.04, .5, name, transform=panels[0].transAxes, rotation=90, ha="right", va="center", fontsize=10, color=colour)
     for place, layer in enumerate(layers):
         right = figure.add_subplot(grid[2 * place:2 * place + 2, -1])
         _show_referred_to_words(right, example, layer)
 
+# %% ../../nbs/82_attention.ipynb #attention-finding
+def _most_read(example: dict) -> str:
+    "The word that gets most of the referred regions' attention from any head, and how much."
+    weights = np.max(example["referred_to_words"], axis=(0, 1))
+    return f"“{example['words'][weights.argmax()]}” ({100 * weights.max():.0f} %)"
+
+
+def _most_looked_at(example: dict) -> str:
+    "How much of the words' attention the referred regions get from the head that gives them most."
+    referred = iou(example["regions"], [example["referred"]])[:, 0] > .5
+    return f"{100 * np.array(example['words_to_regions'])[..., referred].sum(-1).max():.0f} %"
+
+
+def attention_finding(examples: list) -> str:
+    "What referred regions read, and how much words look at them, in a sentence; `examples`: results of `attention_example`."
+    read, looked_at = listed(map(_most_read, examples)), listed(map(_most_looked_at, examples))
+    return f"What is referred to reads most {read}; of the words' attention it gets {looked_at} at most"
+
 # %% ../../nbs/82_attention.ipynb #attention-figure
-def empty_figure(sentence: str) -> Figure:
-    "A figure that holds nothing but a sentence."
-    figure = Figure(figsize=(8, 1))
-    figure.text(.5, .5, sentence, ha="center", va="center", fontsize=11)
-    return figure
-
-
 def _block_height(example: dict) -> float:
     "Inches that the block of an example needs: the more words, the more."
-    return .4 + len(_layers_shown(example)) * max(3.4, .8 + .17 * len(example["words"]))
+    return .5 + len(_layers_shown(example)) * max(4.4, .8 + .17 * len(example["words"]))
+
+
+def _attention_legend(figure) -> None:
+    "What frames, colours, numbers and words mean."
+    handles = [Patch(fill=False, ec=_BLUE, ls="--", lw=1.6, label="the box that the text refers to"),
+               Patch(fc=to_rgba(_ORANGE, .6), ec=_ORANGE, label="words → regions: the more colour, the more of the words' attention a "
+                                                                "region gets; beside the two that get most: how much, from 10 % on"),
+               Patch(fc=to_rgba(_GREEN, .6), ec=_GREEN, label="regions → words: the more colour, the more of its attention a region gives "
+                                                              "to one word; beside the two that give most: which word, above 50 %")]
+    figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=10)
 
 
 def attention_figure(
     examples: list,  # results of `attention_example`, each with the file name of its `picture`
     folder,          # where the pictures lie
-    title: str,      # of the figure
+    run: str,        # whose model it is
+    data: str,       # what the pictures are of
 ) -> Figure:
     "Examples, one below the other."
     if not examples: return empty_figure("Attention: no example to show; the model or its corpora are absent.")
     heights = [_block_height(example) for example in examples]
     widest = max(len(example["words_to_regions"][0]) for example in examples)
-    figure = Figure(figsize=(1.75 * (widest + 2.2), .4 + sum(heights)), layout="constrained")
+    figure = Figure(figsize=(2.1 * (widest + 2.2), 1.9 + sum(heights)), layout="constrained")
     blocks = figure.subfigures(len(examples), 1, squeeze=False, height_ratios=heights)[:, 0]
     for block, example in zip(blocks, examples):
         _attention_block(block, example, Image.open(Path(folder) / example["picture"]))
-    figure.suptitle(title, fontsize=11)
+    _attention_legend(figure)
+    caption = f"Attention in the co-attention layers of run “{run}”, %; the first examples of a random order that it gets right, on {data}."
+    add_heading(figure, attention_finding(examples), caption)
     return figure

@@ -227,6 +227,7 @@ def headline(
 
 # %% ../../nbs/84_claims.ipynb #contents
 REPORTS = {
+    "figure_headline.md": "the main result at a glance: all tasks, by way of training",
     "table_multitask.md": "one model for twelve tasks beside one for each group and twelve models, and what fine-tuning adds",
     "table_relations.md": "which groups help each other, in pairs and in triples",
     "figure_relations.md": "the same, as a picture",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIMES', 'PARTS', 'NOTEBOOKS', 'read_stages', 'pauses', 'notebook_of', 'cell_times', 'timeline', 'part_of', 'shares',
-           'held', 'draw_timeline', 'write_timeline', 'main']
+           'held', 'timeline_finding', 'draw_timeline', 'write_timeline', 'main']
 
 # %% ../../nbs/79a_timeline.ipynb #79a00003
 import json
@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from .notebooks import executed_path, parser, root, settings
 from .parallel import STAGES_FILE, clock, commands, rooms
+from .plots import add_heading, add_legend, save_figure
 from .tables import write_table
 
 # %% ../../nbs/79a_timeline.ipynb #read-stages
@@ -96,34 +96,42 @@ def held(run: pd.DataFrame) -> pd.Series:
     return pd.concat([begins, ends]).groupby(level=0).sum().sort_index().cumsum()
 
 # %% ../../nbs/79a_timeline.ipynb #draw-timeline
-def draw_timeline(run: pd.DataFrame, parts: Mapping[str, str], title: str) -> Figure:
+def timeline_finding(spent: pd.DataFrame) -> str:
+    "What the largest part of the time goes into, in a sentence; `spent`: as `shares` returns it."
+    part, percent = spent.percent.idxmax(), spent.percent.max()
+    how_much = "Most of the time" if percent > 50 else "The largest part of the time"
+    return f"{how_much}, {percent:.0f} %, goes into {part}"
+
+
+def draw_timeline(run: pd.DataFrame, parts: Mapping[str, str], finding: str, caption: str) -> Figure:
     "A bar for each stage in the row of its worker, pale outside its cells, and the memory that is held."
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
     bars, memory = figure.subplots(2, sharex=True, height_ratios=(2, 1))
     colours = [PARTS[parts[stage]] for stage in run.index]
     bars.barh(run.worker, (run.end - run.begin) / 60, left=run.begin / 60, color=colours, alpha=.3)
     bars.barh(run.worker, (run["last"] - run["first"]) / 60, left=run["first"] / 60, color=colours)
-    bars.set_yticks(sorted(set(run.worker)), [f"worker {number}" for number in sorted(set(run.worker))])
-    bars.legend(handles=[Patch(color=colour, label=part) for part, colour in PARTS.items()], loc="lower left",
-                bbox_to_anchor=(0, 1), ncols=len(PARTS), frameon=False)
+    for part, colour in PARTS.items(): bars.barh(0, 0, color=colour, label=part)
+    bars.set(yticks=sorted(set(run.worker)), ylabel="worker")
     memory.step(held(run).index / 60, held(run) / 1024, where="post", color="0.3")
     memory.set(xlabel="minutes", ylabel="memory, GiB", ylim=(0, None))
-    figure.suptitle(title, fontsize=11)
+    add_legend(figure)
+    add_heading(figure, finding, f"{caption}. A bar is a stage, pale where its notebook does not run yet or any more.")
     return figure
 
 # %% ../../nbs/79a_timeline.ipynb #write-timeline
 def write_timeline(run: pd.DataFrame, parts: Mapping[str, str], workers: int, profile: str) -> None:
-    "Write `timeline_<profile>` (.csv, .png) and `time_<profile>` (.csv, .md) to `reports/benchmarks/`."
+    "Write `timeline_<profile>` (.csv, .png, .svg) and `time_<profile>` (.csv, .md) to `reports/benchmarks/`."
     target = root() / "reports/benchmarks"
     took, peak = run.end.max(), held(run).max() / 1024
     busy = 100 * run.cpu.sum() / (workers * took)
     idle = (run.longest == 0).sum()
     title = f"profile {profile}: {clock(took)} with {workers} workers, {peak:.1f} GiB at the peak"
     if idle: title += f"; {idle} of {len(run)} stages had nothing to do"
-    write_table(shares(run, parts, workers).rename_axis("what"), target / f"time_{profile}", "Where the time of a complete run goes",
+    spent = shares(run, parts, workers)
+    write_table(spent.rename_axis("what"), target / f"time_{profile}", "Where the time of a complete run goes",
                 data=f"{title}; processors busy for {busy:.0f} % of it; {os.cpu_count()} processors")
     run.rename_axis("stage").to_csv(target / f"timeline_{profile}.csv")
-    draw_timeline(run, parts, title).savefig(target / f"timeline_{profile}.png", dpi=100)
+    save_figure(draw_timeline(run, parts, timeline_finding(spent), title), target / f"timeline_{profile}")
 
 def main() -> str:
     "Write the timeline if all runs of the grid were trained and tested; what was done, in one line."
