@@ -120,7 +120,8 @@ def overlap_heatmap(matrix: pd.DataFrame, data: str) -> Figure:
     ax.set_yticks(range(len(titles)), titles)
     ax.set(xlabel="training and validation images of …", ylabel="test images of …")
     figure.colorbar(image, ax=ax, label="found, % of the test images", shrink=.6)
-    caption = f"Test images of one task (row) among the images that another task learns from (column). White: none; –: absent. Measured on {data}."
+    caption = ("Test images of one task (row) among the images that another task learns from (column). White: none; –: absent. "
+               f"Measured on {data}.")
     add_heading(figure, overlap_finding(matrix), caption)
     return figure
 

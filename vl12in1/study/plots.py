@@ -6,6 +6,8 @@
 __all__ = ['STYLES', 'COLOURS', 'GROUP_TITLES', 'listed', 'add_heading', 'title_of', 'add_legend', 'empty_figure', 'save_figure']
 
 # %% ../../nbs/73a_plots.ipynb #73a00003
+import re
+from io import StringIO
 from pathlib import Path
 from textwrap import fill
 
@@ -67,11 +69,20 @@ def empty_figure(sentence: str) -> Figure:
     figure.suptitle(sentence, y=.6, fontsize=11)
     return figure
 
+# %% ../../nbs/73a_plots.ipynb #numbered
+def _numbered(svg: str) -> str:
+    "An SVG with its clip paths numbered: matplotlib names them after all digits of their corners, of which a layout may change the last."
+    names = {}
+    def number(found): return found[1] + names.setdefault(found[2], f"clip{len(names)}")
+    return re.sub(r'(url\(#|clipPath id=")(p\w+)', number, svg)
+
 # %% ../../nbs/73a_plots.ipynb #save-figure
 def save_figure(figure: Figure, path: Path) -> None:
     "Write `<path>.png` and `<path>.svg`; a figure that is drawn again from the same numbers gives the same bytes."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path.with_suffix(".png"), dpi=100, metadata={"Software": None})
+    svg = StringIO()
     with rc_context({"svg.hashsalt": path.name, "svg.fonttype": "path"}):
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None, "Title": title_of(figure)})
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Title": title_of(figure)})
+    path.with_suffix(".svg").write_text(_numbered(svg.getvalue()), encoding="utf-8")

@@ -243,8 +243,9 @@ def probes_finding(records: pd.DataFrame) -> str:
     "What the last layer still holds, in a sentence; `records` of `probe_layers`, each with its `task` and `model`."
     lost, apart = _lost(records), _apart(records)
     kept, fading = lost.index[lost < 1], lost[lost >= 1]
-    parts = [f"{listed(kept)} can be read from the last layer as from the input"] * (len(kept) > 0)
-    parts += [listed(f"{name} loses {points:.0f} points" for name, points in fading.items())] * (len(fading) > 0)
+    parts = []
+    if len(kept): parts.append(f"{listed(kept)} can be read from the last layer as from the input")
+    if len(fading): parts.append(listed(f"{name} loses {points:.0f} points" for name, points in fading.items()))
     if apart == apart: parts.append(f"alone or together, models differ by {apart:.1f} points at most")
     sentence = "; ".join(parts)
     return sentence[0].upper() + sentence[1:]
