@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from statistics import median
 
@@ -17,11 +18,11 @@ MODULES = sorted(path for path in LIBRARY.rglob("*.py") if path.name != "_modidx
 INDEX = BOOK / "index.ipynb"  # a tour of the book: it defines nothing, so it has neither module nor number
 CHAPTERS = sorted(path for path in BOOK.glob("*.ipynb") if path != INDEX)
 NOTEBOOKS = [INDEX, *CHAPTERS, *sorted((BOOK / "study").glob("*.ipynb")), *sorted((BOOK / "guides").glob("*.ipynb"))]
-FLOORS = {"tasks": 1, "boxes": 1, "answers": 1, "processes": 1, "weights": 1, "corpora": 2, "regions": 2, "model": 2, "cleaning": 3,
+FLOORS = {"extras": 0, "tasks": 1, "boxes": 1, "answers": 1, "processes": 1, "weights": 1, "corpora": 2, "regions": 2, "model": 2,
+          "cleaning": 3,
           "duplicates": 3, "leaks": 4, "examples": 3, "toy": 4, "training": 4, "evaluation": 5, "predictor": 6, "study": 7, "demo": 7,
           "command": 8}
-RUNTIME = {"numpy", "pandas", "pyarrow", "torch", "tokenizers", "safetensors", "huggingface_hub", "PIL", "sklearn", "scipy", "tqdm",
-           "matplotlib", "yaml"}
+RUNTIME = {"numpy", "pandas", "pyarrow", "torch", "tokenizers", "safetensors", "huggingface_hub", "PIL", "tqdm", "yaml"}
 
 
 def name_of(path):
@@ -158,7 +159,32 @@ def test_runtime_needs_only_what_pip_installs(path):
               "vl12in1.regions.published": {"lmdb", "h5py"}, "vl12in1.regions.pretrained": {"transformers"},
               "vl12in1.duplicates": {"imagehash"}, "vl12in1.study.consistency": {"textblob"},
               "vl12in1.demo": {"gradio", "starlette"}}
-    assert foreign(path.read_text(), package_of(path)) <= lazily.get(name_of(path), set())
+    under_an_extra = {package for _, package in guarded(path.read_text())}
+    assert foreign(path.read_text(), package_of(path)) <= lazily.get(name_of(path), set()) | under_an_extra
+
+
+def guarded(source):
+    "(extra, package) of the imports in every `with extra(...)`."
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.With) and ast.unparse(node.items[0].context_expr).startswith("extra("):
+            for _, module in imports(ast.unparse(node), ""): yield node.items[0].context_expr.args[0].value, module.split(".")[0]
+
+
+def brought_by(extra):
+    "Names of the packages that an extra brings, as they are imported."
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra]
+    names = {re.match(r"[\w-]+", requirement)[0] for requirement in listed}
+    return {{"scikit-learn": "sklearn"}.get(name, name) for name in names}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_an_extra_brings_what_is_imported_under_its_name(path):
+    for extra, package in guarded(path.read_text()): assert package in brought_by(extra), f"{package} does not come with vl12in1[{extra}]"
+
+
+def test_imports_under_an_extra_are_found():
+    assert [*guarded("with extra('study'):\n    import a.b\n    from c import d\nimport e")] == [("study", "a"), ("study", "c")]
+    assert brought_by("pictures") == {"matplotlib"} and "sklearn" in brought_by("study")
 
 
 def test_a_foreign_import_is_found():

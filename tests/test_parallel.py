@@ -1,5 +1,6 @@
 """Several stages at once: order, failures, and a real DVC repository of toy stages."""
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -121,3 +122,37 @@ def test_placeholders_are_written_only_where_nothing_is(tmp_path):
     (tmp_path / "items/at.csv").unlink()  # trained, and not tested yet
     assert [path.name for path in placeholders(tmp_path, ["at", "st"])] == ["at.csv"]
     assert (tmp_path / "runs/at.json").read_text() == "{}"
+
+
+WATCHED = "from vl12in1.study.parallel import repro, stale_stages; assert repro(stale_stages()) == {}"
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_a_table_of_what_runs(study):
+    ours, theirs = os.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", WATCHED], stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        seen = b""
+        while part := read(ours): seen += part
+    assert process.returncode == 0, seen.decode()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    assert b"\x1b[" in seen and re.search(r"running +for", text)  # drawn anew in its place
+    assert re.search(r"^ *(left|right) +0:00:0\d", text, re.M) and "1 of 4 stages, 0:00:0" in text
+    assert {line.split()[1] for line in text.splitlines() if line.startswith("done: ")} == {"first", "left", "right", "both"}
+    assert "4 of 4 stages" in text.splitlines()[-2]
+
+
+def read(terminal):
+    "What a process wrote to its terminal; nothing once it has ended."
+    try: return os.read(terminal, 65536)
+    except OSError: return b""
+
+
+@pytest.mark.slow
+def test_a_log_has_one_line_for_each_stage(study):
+    done = subprocess.run([sys.executable, "-c", WATCHED], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert all(re.fullmatch(r"done: \w+ \(\d+ s; [1-4] of 4 stages, 0:00:\d\d elapsed, about 0:00:\d\d left\)", line) for line in lines)
+    assert lines[0].startswith("done: first (") and lines[-1].startswith("done: both (") and len(lines) == 4

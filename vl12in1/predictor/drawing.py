@@ -7,10 +7,9 @@ __all__ = ['drawn']
 
 # %% ../../nbs/66a_drawing.ipynb #66draw03
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from PIL import Image
 
+from ..extras import extra
 from .inside import Explanation
 
 # %% ../../nbs/66a_drawing.ipynb #show-panel
@@ -33,6 +32,7 @@ BLUE = "#0072B2"
 
 def show_box(axes, corners):
     "A box, corners as fractions; white beside blue, so that it is seen on anything."
+    with extra("pictures"): from matplotlib.patches import Rectangle
     x1, y1, x2, y2 = corners
     for colour, width in (("w", 4), (BLUE, 2)):
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=width))
@@ -63,8 +63,9 @@ def drawn(
     box=None,                                 # corners as fractions, on the first picture
     explanation: Explanation | None = None,   # of the first picture, for a panel of its own
     word: str | None = None,                  # whose attention it shows; None: of all
-) -> Figure:
-    "Pictures beside each other, with what was said of them."
+):
+    "Pictures beside each other, with what was said of them, a `matplotlib.figure.Figure`."
+    with extra("pictures"): from matplotlib.figure import Figure
     panels = len(pictures) + (explanation is not None)
     tallest = max(height / width for height, width, _ in (picture.shape for picture in pictures))
     figure = Figure(figsize=(3.4 * panels, .6 + 3.4 * min(tallest, 3)), dpi=100, layout="constrained")

@@ -8,14 +8,18 @@ __all__ = ['blind_scores']
 # %% ../../nbs/73_baselines.ipynb #ad7334ac
 import numpy as np
 import pandas as pd
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
 
 from ..boxes import iou, to_fractions
+from ..extras import extra
 from ..tasks import TASKS
 from ..answers import soft_scores
 from ..answers import ANSWER_METRICS
+
+# %% ../../nbs/73_baselines.ipynb #extra073
+with extra("study"):
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
 
 # %% ../../nbs/73_baselines.ipynb #bag-of-words
 def _bag_of_words(model):

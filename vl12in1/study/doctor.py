@@ -228,5 +228,6 @@ def doctor(
     lines = [f"{data}, {profile}", "", _table(examined), ""]
     if advice := _advice(examined): lines += [*advice, ""]
     if study: lines += [seen, words, *_size(study, answers, store)]
+    else: lines.append("checkout     none here, and DVC needs one: git clone https://github.com/vl12in1/vl12in1")
     lines.append(accelerator())
     return "\n".join([*lines, f"next         {next_step(examined, store, data)}"])

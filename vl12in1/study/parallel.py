@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES_FILE', 'COLUMNS', 'COMPLETE', 'waiting', 'chains', 'in_order', 'stale', 'study_stages', 'stale_stages',
-           'commands', 'clock', 'Progress', 'rooms', 'reason', 'call', 'note', 'durations', 'repro', 'placeholders',
-           'tables', 'make_folders', 'failure', 'bring_up_to_date', 'main']
+           'commands', 'clock', 'Progress', 'running', 'watched', 'rooms', 'reason', 'call', 'note', 'durations',
+           'repro', 'placeholders', 'tables', 'make_folders', 'failure', 'bring_up_to_date', 'main']
 
 # %% ../../nbs/71_parallel.ipynb #59d686ff
 import argparse
@@ -17,11 +17,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
 
+from ..extras import extra
 from .notebooks import root, settings
 from ..training.runs import read_grid
 
@@ -74,14 +76,14 @@ def study_stages(repo) -> dict[str, set[str]]:
 
 def stale_stages() -> dict[str, set[str]]:
     "Stages of the study that DVC would run -> those of them that they wait for."
-    from dvc.repo import Repo
+    with extra("study"): from dvc.repo import Repo
     with Repo() as repo:
         needs = study_stages(repo)
         return stale(needs, needs.keys() & repo.status().keys())
 
 def commands() -> dict[str, str]:
     "Stage of the study -> the command that it runs."
-    from dvc.repo import Repo
+    with extra("study"): from dvc.repo import Repo
     with Repo() as repo: return {stage.addressing: stage.cmd for stage in repo.index.stages if "/" not in stage.addressing}
 
 # %% ../../nbs/71_parallel.ipynb #progress
@@ -91,24 +93,47 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 class Progress:
-    "Prints a line whenever one of `total` stages begins or ends; threads may share it."
+    "Which of `total` stages run, and how many are done; prints a line whenever one ends. Threads may share it."
 
     def __init__(self, total, now=time.monotonic):
         self.total, self.now, self.lock = total, now, threading.Lock()
-        self.done, self.begun, self.since = 0, now(), {}
+        self.done, self.started, self.since = 0, now(), {}
+
+    def summary(self) -> str:
+        "How many stages are done, how long that took, and about how long the others take."
+        elapsed = self.now() - self.started
+        left = f", about {clock(elapsed / self.done * (self.total - self.done))} left" if self.done else ""
+        return f"{self.done} of {self.total} stages, {clock(elapsed)} elapsed{left}"
 
     def begin(self, stage):
-        with self.lock:
-            self.since[stage] = self.now()
-            elapsed = self.now() - self.begun
-            rest = f", about {clock(elapsed / self.done * (self.total - self.done))} to go" if self.done else ""
-            print(f"[{self.done}/{self.total}, {clock(elapsed)}{rest}] running: {', '.join(self.since)}", flush=True)
+        with self.lock: self.since[stage] = self.now()
 
     def end(self, stage, succeeded):
         with self.lock:
             self.done += 1
-            took = clock(self.now() - self.since.pop(stage))
-            print("done:" if succeeded else "FAILED:", stage, f"({took})", flush=True)
+            seconds = self.now() - self.since.pop(stage)
+            print("done:" if succeeded else "FAILED:", stage, f"({seconds:.0f} s; {self.summary()})", flush=True)
+
+# %% ../../nbs/71_parallel.ipynb #71live02
+def running(progress: Progress):
+    "How far it is, and a table of the stages that run and for how long, to be printed by rich."
+    with extra("study"):
+        from rich.console import Group
+        from rich.table import Table
+    table = Table("running", "for", box=None, padding=(0, 2))
+    with progress.lock:
+        for stage, begun in progress.since.items(): table.add_row(stage, clock(progress.now() - begun))
+        return Group(progress.summary(), table)
+
+# %% ../../nbs/71_parallel.ipynb #71live05
+@contextmanager
+def watched(progress: Progress):
+    "While it lasts, a terminal shows what runs below what is printed."
+    if not sys.stdout.isatty():
+        yield
+        return
+    with extra("study"): from rich.live import Live
+    with Live(get_renderable=lambda: running(progress), refresh_per_second=1): yield
 
 # %% ../../nbs/71_parallel.ipynb #rooms
 def rooms() -> list[dict[str, str]]:
@@ -175,7 +200,8 @@ def repro(needs: Mapping[str, set[str]], *options, seconds: Mapping[str, float] 
         if status: reasons[stage] = reason(said)
         return status == 0
 
-    return {stage: reasons[stage] for stage in in_order(needs, run, len(room), seconds)}
+    with watched(progress): failed = in_order(needs, run, len(room), seconds)
+    return {stage: reasons[stage] for stage in failed}
 
 # %% ../../nbs/71_parallel.ipynb #placeholders
 def placeholders(reports, grid) -> list[Path]:
@@ -190,7 +216,7 @@ def placeholders(reports, grid) -> list[Path]:
 
 def tables() -> dict[str, str]:
     "Render every table, figure and the index from what is in `reports/`, whether out of date or not; returns what failed, and why."
-    from dvc.repo import Repo
+    with extra("study"): from dvc.repo import Repo
     study = settings()
     placeholders(root() / "reports", [*study["runs"], *study["followers"]])
     origin = root() / "reports/origin.json"
@@ -231,7 +257,7 @@ def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vl12in1.study.parallel", description="Brings the study up to date.")
     parser.add_argument("--tables", action="store_true", help="render the tables again from what is in reports/, and run nothing else")
     only_tables = parser.parse_args(arguments).tables
-    from dvc.exceptions import DvcException
+    with extra("study"): from dvc.exceptions import DvcException
     try:
         read_grid(settings())
         make_folders(root() / "reports")

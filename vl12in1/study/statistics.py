@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+
+from ..extras import extra
+
+# %% ../../nbs/74_statistics.ipynb #extra074
+with extra("study"): from scipy.special import stdtr, stdtrit
 
 # %% ../../nbs/74_statistics.ipynb #cell
 @dataclass(frozen=True, eq=False)
