@@ -13,20 +13,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
 from PIL import Image, ImageFilter
 
 from ..boxes import iou
 from ..examples.batches import Examples
 from ..examples.text import join_pieces
+from ..extras import extra
 from ..model import TwelveInOne
 from .plots import add_heading, empty_figure, listed
 from ..tasks import TASKS
 from ..training.evaluation import head_scores
 from ..training.machine import Machine
+
+# %% ../../nbs/82_attention.ipynb #extra082
+with extra("study"):
+    from matplotlib.axes import Axes
+    from matplotlib.colors import to_rgba
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch, Rectangle
 
 # %% ../../nbs/82_attention.ipynb #sampled
 def sampled(

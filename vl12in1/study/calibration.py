@@ -10,14 +10,18 @@ __all__ = ['BINS', 'choices', 'reliability', 'calibration_error', 'calibration',
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
-from sklearn.calibration import calibration_curve
 
 from ..evaluation.kinds import item_columns
+from ..extras import extra
 from .plots import GROUP_TITLES, STYLES, add_heading, add_legend
 from .statistics import Cell, estimate
 from ..tasks import GROUPS, TASKS
 from ..training.evaluation import outputs
+
+# %% ../../nbs/76c_calibration.ipynb #extra76c
+with extra("study"):
+    from matplotlib.figure import Figure
+    from sklearn.calibration import calibration_curve
 
 # %% ../../nbs/76c_calibration.ipynb #416a341a
 def choices(model, examples, machine) -> pd.DataFrame:

@@ -14,14 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from ..extras import extra
 from .origin import made_by
 from .plots import (COLOURS, GROUP_TITLES, STYLES, add_heading, add_legend, empty_figure, listed, save_figure,
                                  title_of)
 from .tables import missing
 from ..tasks import GROUPS, TASKS
+
+# %% ../../nbs/79_figures.ipynb #extra079
+with extra("study"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/79_figures.ipynb #headline-rows
 HEADLINE_ROWS = (

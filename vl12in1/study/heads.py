@@ -9,17 +9,21 @@ __all__ = ['head_measures', 'heads_finding', 'heads_figure', 'attention_table']
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ..boxes import iou
 from ..examples.batches import Examples
+from ..extras import extra
 from ..model import TwelveInOne
 from ..model.interface import Batch, STREAMS
 from .attention import SPECIAL_WORDS, heat_map, own_pairs, referred_boxes
 from .plots import add_heading, empty_figure
 from ..tasks import TASKS
 from ..training.machine import Machine
+
+# %% ../../nbs/82a_heads.ipynb #extra82a
+with extra("study"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/82a_heads.ipynb #entropy
 def entropy(maps: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:

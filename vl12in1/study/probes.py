@@ -12,14 +12,10 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from ..boxes import iou, to_fractions
 from ..examples.batches import Sources, batch_regions, image_regions
+from ..extras import extra
 from ..model import TwelveInOne
 from ..model.interface import Batch
 from ..regions import Regions
@@ -27,6 +23,14 @@ from .plots import STYLES, add_heading, add_legend, empty_figure, listed
 from .statistics import Cell, estimate
 from ..tasks import TASKS
 from ..training.machine import Machine
+
+# %% ../../nbs/83_probes.ipynb #extra083
+with extra("study"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
 # %% ../../nbs/83_probes.ipynb #some-objects
 def sample_objects(

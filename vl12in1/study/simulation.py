@@ -8,10 +8,13 @@ __all__ = ['seed_deviation', 'word_kept', 'simulation', 'simulation_finding', 's
 # %% ../../nbs/74a_simulation.ipynb #c223fd05
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
+from ..extras import extra
 from .plots import add_heading, add_legend
 from .statistics import Cell, difference, estimate
+
+# %% ../../nbs/74a_simulation.ipynb #extra74a
+with extra("study"): from matplotlib.figure import Figure
 
 # %% ../../nbs/74a_simulation.ipynb #081f2f34
 PICTURES = np.repeat(np.arange(100), 4)

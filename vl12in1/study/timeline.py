@@ -16,12 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
+from ..extras import extra
 from .notebooks import executed_path, parser, root, settings
 from .parallel import STAGES_FILE, clock, commands, rooms
 from .plots import add_heading, add_legend, save_figure
 from .tables import write_table
+
+# %% ../../nbs/79a_timeline.ipynb #extra79a
+with extra("study"): from matplotlib.figure import Figure
 
 # %% ../../nbs/79a_timeline.ipynb #read-stages
 def read_stages(path) -> pd.DataFrame:
