@@ -266,12 +266,15 @@ def test_other_data_and_other_code_are_found(checkout, before):
 
 
 def test_the_command_says_so_by_its_exit_status(checkout, monkeypatch, capsys):
+    page = checkout / "reports/table_multitask.md"
+    page.write_text(page.read_text().replace("| VQAv2 | ", "| VQAv2 | 9", 1))
+    with pytest.raises(SystemExit) as stopped: command.main(["why", "reports/table_multitask.md", "vqa", "at"])
+    said = capsys.readouterr().out
+    assert stopped.value.code == 1 and said.startswith("reports/table_multitask.md, All-tasks, clean, vqa: ") and "\ncode: commit " in said
+    assert "    reports/table_multitask.md: is not as in the last commit\n" in said.partition("NOT what the commit says:")[2]
     monkeypatch.setattr(command, "why", lambda report, *cell: (f"{report} {cell}", []))
     command.main(["why", "reports/index.md"])
     assert capsys.readouterr().out == "reports/index.md ()\n"
-    monkeypatch.setattr(command, "why", lambda report, *cell: ("edited", ["edited"]))
-    with pytest.raises(SystemExit) as stopped: command.main(["why", "reports/index.md", "vqa", "at"])
-    assert stopped.value.code == 1
 
 
 @pytest.mark.parametrize("report, words, complaint", [
