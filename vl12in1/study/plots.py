@@ -11,9 +11,13 @@ from io import StringIO
 from pathlib import Path
 from textwrap import fill
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.transforms import offset_copy
+from ..extras import extra
+
+# %% ../../nbs/73a_plots.ipynb #extra73a
+with extra("study"):
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import offset_copy
 
 # %% ../../nbs/73a_plots.ipynb #styles
 STYLES = {  # way of training -> how it is drawn in every figure
