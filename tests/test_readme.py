@@ -18,7 +18,7 @@ from dvc.cli import DvcParserError, parse_args
 import vl12in1
 from vl12in1.command import parser
 from vl12in1.study import front
-from vl12in1.study.front import between_groups, direct, drawn_stages, group_of, headline, parts
+from vl12in1.study.front import between_groups, direct, drawn_stages, first_table, group_of, headline, parts
 from vl12in1.study.protocol import renewed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ RUN_BY = {  # command -> test, chapter or script that runs it
     "dvc import-url --force /path/to/corpora data": TAKES_LONG,
     "dvc repro": SMOKE, "dvc checkout": TAKES_LONG, "dvc repro regions": SMOKE,
     "dvc repro test@at": "test_pipeline.py::test_a_new_run_is_trained_and_tested_for_one_line",
-    "dvc repro test@NAME": "test_pipeline.py::test_a_new_run_is_trained_and_tested_for_one_line",
+    "dvc repro test@mine": "test_pipeline.py::test_a_new_run_is_trained_and_tested_for_one_line",
     "dvc repro --dry --allow-missing": "test_pipeline.py::test_what_would_run_is_said_in_a_checkout_without_outputs",
     "dvc status": "test_pipeline.py::test_a_finished_study_is_up_to_date", "dvc dag": TAKES_LONG,
     "dvc params diff": TAKES_LONG, "dvc metrics diff": TAKES_LONG,
@@ -242,12 +242,20 @@ def test_the_command_writes_its_parts_and_nothing_else(tmp_path, monkeypatch):
 # --- what is generated
 
 def test_a_number_or_a_verdict_that_differs_is_seen():
+    page = (ROOT / "reports/thorough/index.md").read_text()
+    for old, new in {"| holds |": "| does not hold |", "+23.3": "+23.4", "5 / 3": "1 / 1", "Task tokens": "Tokens"}.items():
+        assert old in page and headline(page.replace(old, new, 1)) != headline(page)
+    with pytest.raises(ValueError, match="a page without a table"): headline("no table")
+    with pytest.raises(KeyError, match="points"): headline(page.replace("| points |", "| score |"))
+
+
+def test_the_headline_is_the_index_in_numbers():
+    "Row by row, to the digit that is shown."
     claims = pd.read_csv(ROOT / "reports/thorough/index.csv")
-    for column, value in dict(difference=99.5, verdict="does not hold", seeds="1 / 1", claim="Less is better").items():
-        other = claims.astype(object)
-        other.loc[3, column] = value
-        assert headline(other) != headline(claims)
-    assert headline(claims).count("\n") == len(claims) + 3
+    rows = first_table(README[README.index("<!-- headline -->"):])
+    for column in ("claim", "seeds", "verdict"): assert rows[column].tolist() == claims[column].tolist()
+    shown = rows.points.str.extract(r"(.+) \[(.+), (.+)\]").astype(float).to_numpy()
+    assert abs(shown - claims[["difference", "difference_low", "difference_high"]].to_numpy()).max() < .0501
 
 
 def test_the_picture_has_every_stage_and_says_what_waits():
