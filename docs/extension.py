@@ -1,4 +1,4 @@
-"What the pages need of Sphinx beyond its own extensions: mathematics as MathML, docstrings in Markdown, anchors as Jupyter has them."
+"What the pages need of Sphinx beyond its own extensions: mathematics as MathML, docstrings in Markdown, anchors as Jupyter has them, a short list of pages."
 import re
 
 from docutils import nodes
@@ -36,7 +36,14 @@ def markdown_docstring(_app, what, _name, obj, _options, lines):
     lines[:] = restructured(text).splitlines() + [""]
 
 
+def short_navigation(_app, _page, _template, context, _doctree):
+    "The list at the side opens where the reader is. Open everywhere, on each of hundreds of pages, it takes most of the build's time."
+    whole = context["toctree"]
+    context["toctree"] = lambda **options: whole(**options | dict(collapse=True))
+
+
 def setup(app):
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("autodoc-process-docstring", markdown_docstring)
+    app.connect("html-page-context", short_navigation, priority=400)  # before furo asks for the list
     return {"parallel_read_safe": True, "parallel_write_safe": True}
