@@ -1,4 +1,5 @@
-"What the pages need of Sphinx beyond its own extensions: mathematics as MathML, docstrings in Markdown, anchors as Jupyter has them, a short list of pages."
+"""What the pages need beyond Sphinx's own extensions: mathematics as MathML, docstrings in Markdown, anchors as Jupyter has them, and a
+short list of pages."""
 import re
 
 from docutils import nodes

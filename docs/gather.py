@@ -27,6 +27,7 @@ PARTS = {
 }
 # Folder below reports/ -> what its study is called; the first that has a figure shows it in the gallery.
 STUDIES = {"thorough": "with more seeds", ".": "with one seed", "rerun": "with other seeds"}
+REPOSITORY = "https://github.com/vl12in1/vl12in1/tree/main"
 # Pictures of the front page: the first that is there.
 FRONT = {"picture": ["nbs/demo.png", "reports/figure_attention.png"],
          "headline": ["reports/thorough/figure_headline.svg", "reports/figure_headline.svg", "reports/thorough/figure_learning.png"]}
@@ -78,16 +79,26 @@ def contents(names):
 # --- links
 
 def followed(text, path, pages):
-    "The Markdown of the file at `path`: links to README.md lead to the front page, and linked files that are no pages are copied."
+    """The Markdown of the file at `path`, with links that lead somewhere from its page: instead of to README.md to the front page, instead
+    of to a folder to its index or to the repository. A linked file that is no page yet is copied; one of Markdown becomes a page."""
     def follow(match):
         before, target = match.groups()
         if re.match(r"[a-z]+:|#", target): return match[0]
         file = (path.parent / target.partition("#")[0]).resolve()
         if file == ROOT / "README.md": return before + relative(ROOT / "index.md", path)
-        if file.is_dir(): return match[0] + "/index.md"
-        if file.suffix not in (".md", ".ipynb") and file.is_file(): copy(file, pages / file.relative_to(ROOT))
+        if (file / "index.md").exists(): return f"{before}{target}/index.md"
+        if file.is_dir(): return f"{before}{REPOSITORY}/{file.relative_to(ROOT)}"
+        place = pages / file.relative_to(ROOT)
+        if is_page(file) or not file.exists(): return match[0]  # a link within the site
+        if file.suffix == ".md": write(place, f"---\norphan: true\n---\n{followed(file.read_text(), file, pages)}")
+        else: copy(file, place)
         return match[0]
     return LINK.sub(follow, text)
+
+
+def is_page(file):
+    "Has this file a page of its own anyway?"
+    return file.suffix == ".ipynb" or file.suffix == ".md" and (file.parent == ROOT or REPORTS in file.parents)
 
 
 # --- notebooks

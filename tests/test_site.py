@@ -52,12 +52,16 @@ def test_a_title_is_numbered_and_followed_by_where_it_stands():
     assert text.endswith("\n\nThree conventions.\n")
 
 
-def test_links_are_followed(tmp_path):
+@pytest.mark.parametrize("target, followed, copied", [
+    ("../README.md#two", "../index.md", []), ("01_boxes.ipynb#Overlap", "01_boxes.ipynb#Overlap", []), ("#here", "#here", []),
+    ("https://example.org", "https://example.org", []), ("../params.yaml", "../params.yaml", ["params.yaml"]),
+    ("../reports/thorough", "../reports/thorough/index.md", []), ("../profiles", module("gather").REPOSITORY + "/profiles", []),
+    ("../tests/parity/README.md", "../tests/parity/README.md", ["README.md"])])
+def test_links_are_followed(target, followed, copied, tmp_path):
     gather = module("gather")
-    text = "[a](../README.md#two) [b](../params.yaml) [c](01_boxes.ipynb#Overlap) [d](https://example.org) [e](#here)"
-    followed = gather.followed(text, gather.BOOK / "00_tasks.ipynb", tmp_path)
-    assert followed == text.replace("../README.md#two", "../index.md")
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["params.yaml"]
+    text = gather.followed(f"[a]({target}) b", gather.BOOK / "00_tasks.ipynb", tmp_path)
+    assert text == f"[a]({followed}) b"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == copied
 
 
 @pytest.mark.parametrize("ran, outputs", [("x = 1", {"a": ["new"]}), ("x = 2", {})])
