@@ -33,6 +33,7 @@ FRONT = {"picture": ["nbs/demo.png", "reports/figure_attention.png"],
          "headline": ["reports/thorough/figure_headline.svg", "reports/figure_headline.svg", "reports/thorough/figure_learning.png"]}
 DIRECTIVE = re.compile(r"^#\|\s*(\w+).*\n?", re.M)
 TAGS = {"export": "library", "exporti": "library", "hide_input": "remove-input", "hide_output": "remove-output"}
+INLINE = re.compile(r"!?\[([^\]]*)\]\(([^)\s#]+)[^)]*\)")
 LINK = re.compile(r"(\]\(|^\[[^\]]+\]:\s+)([^)\s]+)", re.M)
 
 
@@ -80,7 +81,12 @@ def contents(names):
 
 def followed(text, path, pages):
     """The Markdown of the file at `path`, with links that lead somewhere from its page: instead of to README.md to the front page, instead
-    of to a folder to its index or to the repository. A linked file that is no page yet is copied; one of Markdown becomes a page."""
+    of to a folder to its index or to the repository. A linked file that is no page yet is copied; one of Markdown becomes a page. Of a link
+    to a report that the study has not made there remain the words."""
+    def made(match):
+        file = (path.parent / match[2]).resolve()
+        return match[0] if file.exists() or REPORTS not in file.parents else match[1]
+
     def follow(match):
         before, target = match.groups()
         if re.match(r"[a-z]+:|#", target): return match[0]
@@ -93,7 +99,7 @@ def followed(text, path, pages):
         if file.suffix == ".md": write(place, f"---\norphan: true\n---\n{followed(file.read_text(), file, pages)}")
         else: copy(file, place)
         return match[0]
-    return LINK.sub(follow, text)
+    return LINK.sub(follow, INLINE.sub(made, text))
 
 
 def is_page(file):
@@ -121,6 +127,9 @@ def executed(path, cells):
     ran = {cell["id"]: cell for cell in json.loads(file.read_text())["cells"]}
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     if any(cell["source"] != ran.get(cell["id"], {}).get("source") for cell in code): return {}
+    for output in (output for cell in ran.values() for output in cell.get("outputs", [])):
+        pages = output.get("data", {})  # a report that a notebook shows has a page of its own: there its links are followed
+        if "text/markdown" in pages: pages["text/markdown"] = INLINE.sub(r"\1", "".join(pages["text/markdown"]))
     return {cell["id"]: ran[cell["id"]]["outputs"] for cell in code}
 
 

@@ -56,20 +56,21 @@ def test_a_title_is_numbered_and_followed_by_where_it_stands():
     ("../README.md#two", "../index.md", []), ("01_boxes.ipynb#Overlap", "01_boxes.ipynb#Overlap", []), ("#here", "#here", []),
     ("https://example.org", "https://example.org", []), ("../params.yaml", "../params.yaml", ["params.yaml"]),
     ("../reports/thorough", "../reports/thorough/index.md", []), ("../profiles", module("gather").REPOSITORY + "/profiles", []),
-    ("../tests/parity/README.md", "../tests/parity/README.md", ["README.md"])])
+    ("../reports/table_of_tomorrow.md", None, []), ("../tests/parity/README.md", "../tests/parity/README.md", ["README.md"])])
 def test_links_are_followed(target, followed, copied, tmp_path):
     gather = module("gather")
     text = gather.followed(f"[a]({target}) b", gather.BOOK / "00_tasks.ipynb", tmp_path)
-    assert text == f"[a]({followed}) b"
+    assert text == (f"[a]({followed}) b" if followed else "a b")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == copied
 
 
-@pytest.mark.parametrize("ran, outputs", [("x = 1", {"a": ["new"]}), ("x = 2", {})])
+@pytest.mark.parametrize("ran, outputs", [("x = 1", {"a": [dict(data={"text/markdown": "new"})]}), ("x = 2", {})])
 def test_outputs_are_those_of_the_same_code(ran, outputs, tmp_path, monkeypatch):
     gather = module("gather")
     monkeypatch.setattr(gather, "ROOT", tmp_path)
     (tmp_path / "executed").mkdir()
-    cells = [dict(id="a", cell_type="code", source=[ran], metadata={}, outputs=["new"])]
+    shown = dict(data={"text/markdown": ["[new](table.md)"]})
+    cells = [dict(id="a", cell_type="code", source=[ran], metadata={}, outputs=[shown])]
     (tmp_path / "executed/table.ipynb").write_text(json.dumps(dict(cells=cells)))
     committed = [dict(id="a", cell_type="code", source=["x = 1"], metadata={}, outputs=[])]
     assert gather.executed(tmp_path / "nbs/study/table.ipynb", committed) == outputs
