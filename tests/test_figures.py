@@ -258,7 +258,7 @@ def test_the_most_read_word_is_in_the_title():
     weights = np.zeros_like(example["referred_to_words"])
     weights[0, 0, 4] = .7
     read_most = attention_finding([example | dict(referred_to_words=weights.tolist())])
-    assert read_most.startswith(f"What is referred to reads most “{example['words'][4]}” (70 %)")
+    assert read_most.startswith(f"Referred things look most at “{example['words'][4]}” (70 %)")
 
 
 def test_what_layers_lose_is_in_the_title():
