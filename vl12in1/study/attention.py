@@ -279,7 +279,7 @@ def _most_looked_at(example: dict) -> str:
 def attention_finding(examples: list) -> str:
     "What referred regions read, and how much words look at them, in a sentence; `examples`: results of `attention_example`."
     read, looked_at = listed(map(_most_read, examples)), listed(map(_most_looked_at, examples))
-    return f"What is referred to reads most {read}; of the words' attention it gets {looked_at} at most"
+    return f"Referred things look most at {read}; words give them at most {looked_at} of their attention"
 
 # %% ../../nbs/82_attention.ipynb #attention-figure
 def _block_height(example: dict) -> float:
