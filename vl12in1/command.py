@@ -28,7 +28,6 @@ from .regions.detector import picture_size
 from .study.doctor import doctor
 from .study.notebooks import root, settings
 from .study.plan import plan_text, read_rates
-from .study.reproduction import comparison_report
 from .weights import read_json
 
 # %% ../nbs/90_command.ipynb #inspect-command
@@ -143,9 +142,20 @@ def extract_command(arguments):
 # %% ../nbs/90_command.ipynb #80f44712
 def compare_command(arguments):
     "Print how far two folders of reports agree; exit status 1 if seeds do not explain a difference, or a verdict changed."
+    from vl12in1.study.reproduction import comparison_report
     text = comparison_report(arguments.ours, arguments.theirs)
     print(text)
     if "\n" in text: sys.exit(1)
+
+# %% ../nbs/90_command.ipynb #90why002
+def why_command(arguments):
+    "Print what is behind a report or one of its cells; exit status 1 if it is not what the commit says."
+    if len(arguments.cell) not in (0, 2): raise ValueError(f"{' '.join(arguments.cell)}: name a row and a column, or neither of them")
+    root()  # elsewhere there is no report to ask about
+    from vl12in1.study.provenance import why
+    text, wrong = why(arguments.report, *arguments.cell)
+    print(text)
+    if wrong: sys.exit(1)
 
 # %% ../nbs/90_command.ipynb #add-data-commands
 def add_data_commands(commands):
@@ -160,6 +170,10 @@ def add_data_commands(commands):
     compare.add_argument("theirs", help="folder of reports: of another machine, or of an earlier commit")
     compare.add_argument("ours", nargs="?", default="reports", help="folder of reports")
     compare.set_defaults(run=compare_command)
+    because = commands.add_parser("why", help="where a number in reports/ comes from, and whether all of that is what the commit says")
+    because.add_argument("report", help="a file in reports/, such as reports/table_multitask.md")
+    because.add_argument("cell", nargs="*", metavar="ROW COLUMN", help="of one of its cells, as its .csv names them, such as: vqa at")
+    because.set_defaults(run=why_command)
     leaks = commands.add_parser("leaks", help="test images that something learns from")
     leaks.add_argument("data", nargs="?", default="data", help="folder of corpora")
     leaks.add_argument("--tests", nargs="+", default=(), metavar="CORPUS=SPLITS",
@@ -211,7 +225,7 @@ def add_weight_commands(commands):
 
 # %% ../nbs/90_command.ipynb #parser
 def parser() -> argparse.ArgumentParser:
-    "`vl12in1 answer`, `ground` …; `demo`; `doctor`, `plan`, `compare`, `leaks`; `features`, `extract`; `inspect`, `convert`."
+    "`vl12in1 answer`, `ground` …; `demo`; `doctor`, `plan`, `compare`, `why`, `leaks`; `features`, `extract`; `inspect`, `convert`."
     top = argparse.ArgumentParser(prog="vl12in1", description="Ask a 12-in-1 model about pictures, and tools of the study.",
                                   epilog="`vl12in1 COMMAND --help` says more of each.")
     top.add_argument("--version", action="version", version=f"vl12in1 {vl12in1.__version__}")

@@ -17,11 +17,11 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
 from PIL import Image
 
+from .extras import extra
 from .predictor import Predictor
-from .predictor.asking import add_sources
+from .predictor.asking import add_sources, model_of
 from .predictor.drawing import heat_of, small
 from .regions.detector import as_picture
 from .tasks import TASKS
@@ -150,6 +150,7 @@ STYLE = """
 # %% ../nbs/67_demo.ipynb #attention-drawing
 def attention_drawing(predictor, picture, text, word) -> str:
     "Where a word of the text looks in the last layer; None: all words."
+    with extra("demo"): from matplotlib import colormaps
     explanation = predictor.explain(picture, text)
     heat = heat_of(explanation.boxes[1:], explanation.regions_of(word)[1:])
     pixels = colormaps["YlOrRd"](heat)
@@ -277,7 +278,7 @@ def serve(predictor: Predictor, gallery: list = (), port: int | None = None):
 def demo_command(arguments):
     "Open the page. Whoever ends the process with SIGTERM ends it as Ctrl-C does, so that the temporary folder goes with it."
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    predictor = Predictor.from_pretrained(arguments.model, detector=arguments.detector)
+    predictor = Predictor.from_pretrained(model_of(arguments), detector=arguments.detector)
     serve(predictor, gallery_of(arguments.pictures), arguments.port)
 
 def add_demo_command(commands):

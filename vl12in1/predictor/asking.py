@@ -8,6 +8,7 @@ __all__ = ['add_asking_commands']
 # %% ../../nbs/66b_asking.ipynb #66cmd03
 import json
 from argparse import ArgumentTypeError
+from pathlib import Path
 
 from . import Predictor
 from .drawing import drawn
@@ -15,9 +16,11 @@ from ..regions.detector import as_picture
 from ..regions import verify
 
 # %% ../../nbs/66b_asking.ipynb #asking-options
+STUDY_MODEL = "runs/at/models/all/seed0"  # the model that a checkout has after `make study`
+
 def add_sources(parser):
     "Which model, and which detector."
-    parser.add_argument("--model", default="runs/at/models/all/seed0", metavar="FOLDER",
+    parser.add_argument("--model", default=STUDY_MODEL, metavar="FOLDER",
                         help="a saved model, or its name on the hub (default: the study's, %(default)s)")
     parser.add_argument("--detector", default="build/regions/detector", metavar="PATH",
                         help="a folder that `save_detector` wrote, or published weights with their YAML beside them "
@@ -33,9 +36,15 @@ def add_options(parser, run):
     parser.add_argument("--save", metavar="OUT.png", help="draw it: the picture, the box, and where the words look")
     parser.set_defaults(run=run)
 
+def model_of(arguments) -> str:
+    "The model that the options name; ValueError if they name none and the study's is not here."
+    if arguments.model == STUDY_MODEL and not Path(STUDY_MODEL).exists():
+        raise ValueError(f"{STUDY_MODEL}: the study's model is not here; name one with --model, or ask in a checkout after `make study`")
+    return arguments.model
+
 def opened(arguments) -> Predictor:
     "The predictor that the options name."
-    return Predictor.from_pretrained(arguments.model, detector=arguments.detector, cache=arguments.cache)
+    return Predictor.from_pretrained(model_of(arguments), detector=arguments.detector, cache=arguments.cache)
 
 # %% ../../nbs/66b_asking.ipynb #line-of
 def line_of(row) -> str:
