@@ -232,7 +232,7 @@ def write_study(pages):
     notebooks = sorted((BOOK / "study").glob("*.ipynb"))
     for path in notebooks:
         tables = [f"[{name}](../../reports/{name}.md)" for name in made.get(path.stem, []) if (REPORTS / f"{name}.md").exists()]
-        figures = [f"[{name}](../../gallery.md#{name})" for name in made.get(path.stem, []) if name.startswith("figure_")]
+        figures = [f"[{name}](../../gallery.md#{name})" for name in made.get(path.stem, []) if any(REPORTS.rglob(f"{name}.png"))]
         write_notebook(path, pages, ["[The study's notebooks](../../study/index.md)", *[f"makes {link}" for link in tables + figures]])
     rows = [[f"[{heading(path)[0]}](../nbs/study/{path.name})", heading(path)[1]] for path in notebooks]
     listed = table(["notebook", "what it is about"], rows)
