@@ -178,7 +178,8 @@ def brought_by(extra):
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_an_extra_brings_what_is_imported_under_its_name(path):
-    for extra, package in guarded(path.read_text()): assert package in RUNTIME | brought_by(extra), f"{package} does not come with vl12in1[{extra}]"
+    for extra, package in guarded(path.read_text()):
+        assert package in RUNTIME | brought_by(extra), f"{package} does not come with vl12in1[{extra}]"
 
 
 def test_imports_under_an_extra_are_found():
