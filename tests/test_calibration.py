@@ -69,7 +69,7 @@ def test_intervals_of_the_honest_hold_zero_and_those_of_boasters_do_not():
 
 def test_bins_of_tasks_are_pooled_by_their_items():
     few, many = dict(items=[1], confidence=[.75], right=[0.]), dict(items=[3], confidence=[.79], right=[1.])
-    assert pooled([few, many]).iloc[0].to_dict() == pytest.approx(dict(confidence=.78, right=.75))
+    assert pooled([few, many]).iloc[0].to_dict() == pytest.approx(dict(confidence=.78, right=.75, items=4))
 
 
 def test_tasks_that_a_run_lacks_are_gaps():
