@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vl12in1.regions.extraction import check_pair, extract, extract_given
-from vl12in1.regions.faster_rcnn import (FasterRCNN, confidences, open_published, pool, read_class_names, read_detector, region_names,
+from vl12in1.regions.faster_rcnn import (confidences, open_published, pool, read_class_names, read_detector, region_names,
                                          resized_boxes)
 from vl12in1.regions.proposals import BLOCK, grid_anchors, level_anchors, suppress
 from vl12in1.regions.pyramid import FasterRCNNConfig, published_config, read_config, transform

@@ -46,7 +46,7 @@ def _write(record: dict, images: dict, folder: Path, batch_size: int, look):
         with tqdm(total=len(images), initial=done, desc=f"{folder.name} regions", disable=None) as progress:
             for keys, pictures in picture_batches(images, batch_size, writer):
                 new = [(key, regions) for key, regions in zip(keys, look(keys, pictures)) if key not in writer]
-                for key, regions in new: writer.append(key, with_area(regions))
+                for key, regions in new: writer.append(key, regions)
                 progress.update(len(new))
 
 # %% ../../nbs/35_extraction.ipynb #2b5c7eb2
@@ -72,7 +72,7 @@ def extract(detector,                 # with `detect` and `record`, such as a `D
            ) -> RegionStore:
     """Detect the regions of `images` and store them; continues a run that was interrupted. Processes that `torchrun` has started share
     the work. `StoreError` if `folder` is complete or another extractor's; OSError naming a picture that cannot be read."""
-    return _store(detector.record("detected"), images, folder, batch_size, lambda keys, pictures: detector.detect(pictures))
+    return _store(detector.record("detected"), images, folder, batch_size, lambda _, pictures: map(with_area, detector.detect(pictures)))
 
 # %% ../../nbs/35_extraction.ipynb #given-boxes
 def given_boxes(frames: dict) -> dict[str, np.ndarray]:
