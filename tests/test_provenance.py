@@ -272,7 +272,7 @@ def test_the_command_says_so_by_its_exit_status(checkout, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert stopped.value.code == 1 and said.startswith("reports/table_multitask.md, All-tasks, clean, vqa: ") and "\ncode: commit " in said
     assert "    reports/table_multitask.md: is not as in the last commit\n" in said.partition("NOT what the commit says:")[2]
-    monkeypatch.setattr(command, "why", lambda report, *cell: (f"{report} {cell}", []))
+    monkeypatch.setattr("vl12in1.study.provenance.why", lambda report, *cell: (f"{report} {cell}", []))
     command.main(["why", "reports/index.md"])
     assert capsys.readouterr().out == "reports/index.md ()\n"
 
