@@ -633,7 +633,7 @@ def test_more_seeds_concern_the_runs_that_are_repeated_and_what_they_begin_with(
     undo = edit(path, "seeds: {main: [", "seeds: {main: [77, ")
     repeated = {f"{what}@{name}" for name, run in GRID["runs"].items() if run["seeds"] == "main" for what in ("train", "test")}
     begun = {"scratch", *(f"pretrain@{key}" for key in GRID["pretraining"])}
-    asked = {"forgetting", "calibration"}  # of the models of each seed
+    asked = {"forgetting", "calibration", "origin"}  # of the models of each seed; what every table says of seeds
     try: assert stale(finished) == repeated | begun | asked
     finally: undo()
 
