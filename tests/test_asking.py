@@ -6,16 +6,14 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import toy
 import vl12in1
 from vl12in1.command import main
-from vl12in1.examples.text import AnswerVocabulary, write_wordpieces
 from vl12in1.model import TwelveInOne, ViLBERTConfig
 from vl12in1.model.checkpoints import write_published
-from vl12in1.predictor import Predictor, published_assets
+from vl12in1.predictor import Predictor
 from vl12in1.regions import RegionStore
 from vl12in1.regions.detector import Detector, DetectorConfig, save_detector
 
@@ -24,14 +22,7 @@ from vl12in1.regions.detector import Detector, DetectorConfig, save_detector
 def desk(tmp_path_factory):
     "A folder with a model, a detector and two pictures."
     folder = tmp_path_factory.mktemp("desk")
-    torch.manual_seed(0)
-    detector = Detector.new(DetectorConfig(), ["background", "ball"], ["red"])
-    model = TwelveInOne(ViLBERTConfig.tiny(vocab_size=len(toy.WORDS), feature_dim=64), {"vqa": 2, "gqa": 3})
-    write_wordpieces(toy.WORDS, folder / "vocab.txt")
-    for name, words in (("vqa", ["yes", "no"]), ("gqa", ["red", "blue", "left"])): AnswerVocabulary(words).save(folder / f"{name}.json")
-    model.assets = published_assets(model, folder / "vocab.txt", detector, vqa=folder / "vqa.json", gqa=folder / "gqa.json")
-    model.save_pretrained(folder / "model")
-    save_detector(detector, folder / "detector")
+    toy.save_untrained(folder, ViLBERTConfig.tiny(vocab_size=len(toy.WORDS), feature_dim=64))
     random = np.random.default_rng(0)
     for name, size in (("one.png", (48, 64)), ("two.png", (40, 40))):
         Image.fromarray(random.integers(0, 255, (*size, 3), np.uint8)).save(folder / name)

@@ -13,15 +13,12 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import toy
 from vl12in1 import demo
-from vl12in1.examples.text import AnswerVocabulary, write_wordpieces
-from vl12in1.model import TwelveInOne, ViLBERTConfig
-from vl12in1.predictor import Predictor, published_assets
-from vl12in1.regions.detector import Detector, DetectorConfig, save_detector
+from vl12in1.model import ViLBERTConfig
+from vl12in1.predictor import Predictor
 from vl12in1.tasks import TASKS
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed: pip install selenium")
@@ -38,14 +35,7 @@ if not (CHROMIUM and DRIVER): pytest.skip("no browser: apt-get install chromium 
 def desk(tmp_path_factory):
     "A folder with an untrained model, an untrained detector, pictures, and files that are none."
     folder = tmp_path_factory.mktemp("desk")
-    torch.manual_seed(0)
-    detector = Detector.new(DetectorConfig(), ["background", "ball"], ["red"])
-    model = TwelveInOne(ViLBERTConfig.miniature(vocab_size=len(toy.WORDS), feature_dim=64), {"vqa": 2, "gqa": 3})
-    write_wordpieces(toy.WORDS, folder / "vocab.txt")
-    for name, words in (("vqa", ["yes", "no"]), ("gqa", ["red", "blue", "left"])): AnswerVocabulary(words).save(folder / f"{name}.json")
-    model.assets = published_assets(model, folder / "vocab.txt", detector, vqa=folder / "vqa.json", gqa=folder / "gqa.json")
-    model.save_pretrained(folder / "model")
-    save_detector(detector, folder / "detector")
+    toy.save_untrained(folder, ViLBERTConfig.miniature(vocab_size=len(toy.WORDS), feature_dim=64))
     (folder / "pictures").mkdir()
     (folder / "empty").mkdir()
     (folder / "fonts").mkdir()  # which matplotlib lists once

@@ -4,11 +4,13 @@ import pandas as pd
 import torch
 
 from vl12in1.model import TwelveInOne, ViLBERTConfig
+from vl12in1.predictor import published_assets
 from vl12in1.regions import Regions, RegionStore, RegionWriter
+from vl12in1.regions.detector import Detector, DetectorConfig, save_detector
 from vl12in1.examples.batches import Sources
 from vl12in1.training.machine import Machine
 from vl12in1.training.schedules import DynamicStopAndGo, RoundRobin
-from vl12in1.examples.text import AnswerVocabulary, Tokenizer
+from vl12in1.examples.text import AnswerVocabulary, Tokenizer, write_wordpieces
 from vl12in1.training.trainer import Feed, Trainer, TrainingConfig
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] red blue ball box left right is the".split()
@@ -52,3 +54,15 @@ def trainer(folder, tasks=("vqa", "refcoco", "snli_ve"), iterations=12, seed=0, 
     feeds = {task: Feed.of(task, data[task], shared, settings) for task in tasks}
     schedule = DynamicStopAndGo(RoundRobin(tasks))
     return Trainer(model, feeds, schedule, settings, folder / "run", identity, CPU)
+
+
+def save_untrained(folder, config):
+    "An untrained model of a configuration, with words and answers, in `model` below a folder; its detector, untrained too, in `detector`."
+    torch.manual_seed(0)
+    detector = Detector.new(DetectorConfig(), ["background", "ball"], ["red"])
+    model = TwelveInOne(config, {"vqa": 2, "gqa": 3})
+    write_wordpieces(WORDS, folder / "vocab.txt")
+    for name, words in (("vqa", ["yes", "no"]), ("gqa", ["red", "blue", "left"])): AnswerVocabulary(words).save(folder / f"{name}.json")
+    model.assets = published_assets(model, folder / "vocab.txt", detector, vqa=folder / "vqa.json", gqa=folder / "gqa.json")
+    model.save_pretrained(folder / "model")
+    save_detector(detector, folder / "detector")
