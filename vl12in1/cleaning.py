@@ -136,7 +136,7 @@ def clean(frames: dict, tests: dict | None = None) -> dict[str, dict[str, pd.Dat
     return drop_images(frames, test_images(frames, tests), tests)
 
 # %% ../nbs/38_cleaning.ipynb #leakerror
-class LeakError(Exception):
+class LeakError(ValueError):
     "Test images are learned from."
 
 def check_clean(frames: dict,                # corpus -> split -> example frame, as `corpora.load` returns

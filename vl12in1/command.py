@@ -16,14 +16,14 @@ import torch
 
 import vl12in1
 from .leaks import leak_report
-from .corpora import CorpusError, identity
+from .corpora import identity
 from .demo import add_demo_command
 from .model import CheckpointError, Pretraining, TwelveInOne
 from .model.checkpoints import PARTS, canonical_names, inspect, kind_of, read_published, write_published
 from .boxes import to_fractions
 from .predictor import published_assets
 from .predictor.asking import add_asking_commands
-from .regions import StoreError, canonical_key, extract_by, find_features, import_features
+from .regions import canonical_key, extract_by, find_features, import_features
 from .regions.detector import picture_size
 from .study.doctor import doctor
 from .study.notebooks import root, settings
@@ -244,7 +244,7 @@ def main(arguments=None):
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"vl12in1: {message}", file=sys.stderr)
         try: arguments.run(arguments)
-        except (CheckpointError, CorpusError, StoreError, ValueError, OSError, ImportError) as error: sys.exit(f"vl12in1: {error}")
+        except (ValueError, OSError, ImportError) as error: sys.exit(f"vl12in1: {error}")
 
 # %% ../nbs/90_command.ipynb #b7bae8e8
 if __name__ == "__main__" and "__file__" in globals(): main()

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 # %% ../nbs/04_weights.ipynb #checkpointerror
-class CheckpointError(Exception):
+class CheckpointError(ValueError):
     "Weights that cannot be used; the message names the file, the tensors and what to do."
 
 # %% ../nbs/04_weights.ipynb #load-pickle

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 # %% ../../nbs/20_frames.ipynb #corpuserror
-class CorpusError(Exception):
+class CorpusError(ValueError):
     "A corpus file that is not what upstream publishes: `file`, `record` and `field` (None: all of it), `problem`."
     def __init__(self,
                  file: str | Path,          # that is wrong

@@ -122,7 +122,7 @@ def learning_rule(task: str, splits: dict, sources: Sources, steps: int = 60) ->
 # %% ../../nbs/64_contract.ipynb #taskerror
 RULES = (row_rule, frame_rule, split_rule, region_rule, batch_rule, model_rule, learning_rule)
 
-class TaskError(Exception):
+class TaskError(ValueError):
     "A task breaks the contract."
 
 def check_task(

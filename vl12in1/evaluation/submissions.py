@@ -22,7 +22,7 @@ from ..boxes import to_fractions, xywh_to_xyxy
 from ..tasks import TASKS
 
 # %% ../../nbs/62_submissions.ipynb #submissionerror
-class SubmissionError(Exception):
+class SubmissionError(ValueError):
     "A result file that upstream would refuse or misread: `file`, `problem`, and the `ids` of the records concerned."
     def __init__(self, file, problem, ids=()):
         self.file, self.problem, self.ids = Path(file), problem, list(ids)

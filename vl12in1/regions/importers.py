@@ -231,7 +231,7 @@ def _append(writer: RegionWriter, key: str, arrivals: list, rejections: _Rejecti
     "Read a photograph and append it; False if nothing of it can be stored."
     if not (parts := _read(arrivals, bool(writer.class_names), rejections)): return False
     try: writer.append(key, _together(parts))
-    except (StoreError, ValueError) as problem:
+    except ValueError as problem:
         rejections.add(*arrivals[0][:2], str(problem).removeprefix(f"{writer.folder}: image {key!r}: "))
         return False
     return True

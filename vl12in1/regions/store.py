@@ -35,7 +35,7 @@ class Regions:
     class_probs: np.ndarray | None = None
 
 # %% ../../nbs/30_store.ipynb #storeerror
-class StoreError(Exception):
+class StoreError(ValueError):
     "A region store cannot be written, opened or trusted; the message names folder, file or key, and what to do."
 
 # %% ../../nbs/30_store.ipynb #9ba6bf50

@@ -19,8 +19,7 @@ from .detector import load_detector
 from .extraction import extract, extract_given
 from .faster_rcnn import open_published
 from .pretrained import PretrainedDetector
-from .store import RegionStore, StoreError
-from ..weights import CheckpointError
+from .store import RegionStore
 
 # %% ../../nbs/36d_together.ipynb #2490a99c
 def open_detector(source: str | Path):
@@ -47,7 +46,7 @@ def main():
     "Do the job in the file that the command line names; an error is one line."
     job = pickle.loads(Path(sys.argv[1]).read_bytes())
     try: run_job(*job)
-    except (StoreError, CheckpointError, OSError, KeyError, ValueError, ImportError) as error: sys.exit(str(error))
+    except (ValueError, OSError, KeyError, ImportError) as error: sys.exit(str(error))
 
 # %% ../../nbs/36d_together.ipynb #dc595b2c
 def extract_by(count: int,                                  # processes of this machine

@@ -100,7 +100,7 @@ def main() -> None:
     "Print the description of the folder that the command line names."
     if len(sys.argv) != 2: sys.exit("usage: python -m vl12in1.study.croissant FOLDER > croissant.json")
     try: print(json.dumps(croissant(Path(sys.argv[1])), indent=1, ensure_ascii=False))
-    except (CorpusError, OSError) as error: sys.exit(f"croissant: {error}")
+    except (ValueError, OSError) as error: sys.exit(f"croissant: {error}")
 
 # %% ../../nbs/80b_croissant.ipynb #80c00022
 if __name__ == "__main__" and "__file__" in globals(): main()

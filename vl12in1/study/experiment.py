@@ -15,13 +15,10 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 
-from ..corpora import CorpusError
 from ..evaluation.measure import measure_run
 from ..extras import extra
-from ..model import CheckpointError
 from .notebooks import root, settings
 from ..processes import Processes, accelerators, launch
-from ..regions import StoreError
 from ..training.runs import run_of
 from ..training.train import train_run
 
@@ -88,7 +85,7 @@ def main(arguments=None):
     parser.add_argument("run", help="an entry of params.yaml")
     given = parser.parse_args(arguments)
     try: done = {"train": train, "test": test}[given.what](given.run)
-    except (StoreError, CheckpointError, CorpusError, ValueError, OSError, ArithmeticError, ImportError) as error:
+    except (ValueError, OSError, ArithmeticError, ImportError) as error:
         sys.exit(f"{given.what} {given.run}: {error}")
     print(f"{given.run}: {len(done['trained'])} models trained" if given.what == "train" else scores_text(done))
 
