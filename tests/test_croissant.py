@@ -1,7 +1,8 @@
-"The description of a folder of corpora: right about its files and records, and valid where mlcroissant is installed to say so."
+"The description of a folder of corpora: right about its files and records, and valid, as mlcroissant says."
 import hashlib
 import json
 
+import mlcroissant
 import pytest
 
 from vl12in1 import corpora
@@ -53,14 +54,12 @@ def test_what_cannot_be_described_is_one_line(arguments, complaint, tmp_path, mo
 
 
 def test_it_is_the_context_that_mlcroissant_writes():
-    mlcroissant = pytest.importorskip("mlcroissant", reason="pip install mlcroissant to have descriptions validated")
     version = mlcroissant.Context(conforms_to="http://mlcommons.org/croissant/1.0")
     context = mlcroissant.Metadata(name="a", ctx=version).to_json()["@context"]
     assert {name: value for name, value in chapter.CONTEXT.items() if context.get(name) != value} == {}
 
 
 def test_mlcroissant_finds_no_fault_and_reads_the_records(world, described, tmp_path):
-    mlcroissant = pytest.importorskip("mlcroissant", reason="pip install mlcroissant to have descriptions validated")
     (world / "croissant.json").write_text(json.dumps(described))
     dataset = mlcroissant.Dataset(world / "croissant.json")
     assert not dataset.metadata.ctx.issues.errors
