@@ -11,24 +11,27 @@ import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
-import torch
+from .endings import ending, one_line, starting
 
-import vl12in1
-from .leaks import leak_report
-from .corpora import identity
-from .demo import add_demo_command
-from .model import CheckpointError, Pretraining, TwelveInOne
-from .model.checkpoints import PARTS, canonical_names, inspect, kind_of, read_published, write_published
-from .boxes import to_fractions
-from .predictor import published_assets
-from .predictor.asking import add_asking_commands
-from .regions import canonical_key, extract_by, find_features, import_features
-from .regions.detector import picture_size
-from .study.doctor import doctor
-from .study.notebooks import root, settings
-from .study.plan import plan_text, read_rates
-from .weights import read_json
+with starting("vl12in1"):
+    import numpy as np
+    import torch
+
+    import vl12in1
+    from vl12in1.leaks import leak_report
+    from vl12in1.corpora import identity
+    from vl12in1.demo import add_demo_command
+    from vl12in1.model import CheckpointError, Pretraining, TwelveInOne
+    from vl12in1.model.checkpoints import PARTS, canonical_names, inspect, kind_of, read_published, write_published
+    from vl12in1.boxes import to_fractions
+    from vl12in1.predictor import published_assets
+    from vl12in1.predictor.asking import add_asking_commands
+    from vl12in1.regions import canonical_key, extract_by, find_features, import_features
+    from vl12in1.regions.detector import picture_size
+    from vl12in1.study.doctor import doctor
+    from vl12in1.study.notebooks import root, settings
+    from vl12in1.study.plan import plan_text, read_rates
+    from vl12in1.weights import read_json
 
 # %% ../nbs/90_command.ipynb #inspect-command
 def inspect_command(arguments):
@@ -102,9 +105,17 @@ def leaks_command(arguments):
     if not clean: sys.exit(1)
 
 # %% ../nbs/90_command.ipynb #features-command
+def folder_at(path):
+    "The path of a folder; NotADirectoryError if there is none."
+    if not Path(path).is_dir(): raise NotADirectoryError(f"{path}: no such folder; give the path of one")
+    return path
+
 def features_command(arguments):
     "Import all published feature files in a folder into a region store."
-    report = import_features(find_features(arguments.folder), arguments.store, identity(arguments.data),
+    data = folder_at(arguments.data) if arguments.data else "data"
+    sources = find_features(folder_at(arguments.folder))
+    if not sources: raise ValueError(f"{arguments.folder}: nothing in this folder; expected files such as coco….lmdb or visual_genome….tsv")
+    report = import_features(sources, arguments.store, identity(data),
                              given=arguments.given, boxes=arguments.boxes, on_error="skip" if arguments.skip else "stop")
     print(report.sources.to_string(index=False))
 
@@ -189,7 +200,7 @@ def add_region_commands(commands):
     features = commands.add_parser("features", help="published region features to a region store")
     features.add_argument("folder", help="with files named by their images first: coco….lmdb, visual_genome….tsv …")
     features.add_argument("store", help="folder to write")
-    features.add_argument("--data", default="data", help="folder of corpora, which knows images with two names")
+    features.add_argument("--data", help="folder of corpora, which knows images with two names (default: data, if it is there)")
     features.add_argument("--given", action="store_true", help="features of boxes that tasks hand over")
     features.add_argument("--boxes", choices=("xyxy", "xywh", "detect"),
                           help="how boxes are written (default: xyxy; detect for --given)")
@@ -240,11 +251,10 @@ def parser() -> argparse.ArgumentParser:
 # %% ../nbs/90_command.ipynb #main
 def main(arguments=None):
     "The command `vl12in1`."
-    arguments = parser().parse_args(arguments)
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"vl12in1: {message}", file=sys.stderr)
-        try: arguments.run(arguments)
-        except (ValueError, OSError, ImportError) as error: sys.exit(f"vl12in1: {error}")
+    with ending("vl12in1"), warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(one_line(f"vl12in1: {message}"), file=sys.stderr)
+        arguments = parser().parse_args(arguments)
+        arguments.run(arguments)
 
 # %% ../nbs/90_command.ipynb #b7bae8e8
 if __name__ == "__main__" and "__file__" in globals(): main()

@@ -20,6 +20,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from ..answers import normalise_answer, soft_scores
+from ..weights import CheckpointError, read_text
 
 # %% ../../nbs/50_text.ipynb #split-words
 _clean, _split = BertNormalizer(lowercase=True), BertPreTokenizer()
@@ -47,8 +48,10 @@ def write_wordpieces(pieces, path):
     Path(path).write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
 
 def read_wordpieces(path) -> list[str]:
-    "The pieces of a `vocab.txt`."
-    return Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    "The pieces of a `vocab.txt`; CheckpointError if it cannot be read, or holds none."
+    pieces = read_text(path).removesuffix("\n").split("\n")
+    if pieces == [""]: raise CheckpointError(f"{path}: no word pieces in it; give a file such as BERT's vocab.txt, one a line")
+    return pieces
 
 # %% ../../nbs/50_text.ipynb #50words2
 _plain, KNOWN = re.compile(r"[a-z0-9]+|[^a-z0-9 ]"), 2 ** 18
@@ -150,8 +153,7 @@ def build_answers(*frames, minimum=9, form=normalise_answer) -> list[str]:
 # %% ../../nbs/50_text.ipynb #read-answers
 def read_answers(path) -> list[str]:
     "A published list of answers, from JSON: a list, or an object answer -> position; ValueError if it is neither."
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    try: content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if isinstance(content, dict):

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from .names import FIELDS, published_modules, published_tensors
-from ..weights import CheckpointError, Tensors, read_json
+from ..weights import CheckpointError, Tensors, read_json, read_text
 
 # %% ../../nbs/48_bert.ipynb #bert-library
 def bert_library():
@@ -84,7 +84,7 @@ def bert_pieces(source) -> list[str]:
     "The word pieces of an uncased BERT, a folder or a name on the hub, in order of their ids: what `Tokenizer` needs."
     vocabulary, settings = Path(source) / "vocab.txt", Path(source) / "tokenizer_config.json"
     if vocabulary.is_file():
-        pieces = vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        pieces = read_text(vocabulary).removesuffix("\n").split("\n")
         treats = read_json(settings) if settings.is_file() else {}
     else: pieces, treats = tokenizer_pieces(source)
     check_uncased(pieces, treats, source)
