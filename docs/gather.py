@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BOOK, REPORTS = ROOT / "nbs", ROOT / "reports"
 # The first digit of a chapter's number is its part.
 PARTS = {
-    "0": ("Foundations", "The twelve tasks as one table, boxes, what an answer is worth, several processes, files of weights."),
+    "0": ("Foundations", "The twelve tasks as one table, boxes, what an answer is worth, several processes, files, weights."),
     "1": ("The miniature world", "Scenes, photographs, language and files: thirteen small corpora that need no download."),
     "2": ("Readers", "Every release of the upstream files becomes tables of examples."),
     "3": ("Regions and cleaning", "What a detector saw in a picture, and which pictures nothing may learn from."),
