@@ -105,6 +105,7 @@ def folder(corpus, release):
     names = [*enumerate(("train", "dev", "test"), 60)]
     if release == "original": return {f"snli_ve/snli_ve_{name}.jsonl": pairs(id) for id, name in names}
     if release == "e-snli-ve": return {f"snli_ve/esnlive_{name}.csv": comma(pairs(id)) for id, name in names}
+    if release == "e-snli-ve-2.0 merged": return {f"snli_ve/esnli_ve_{name}.tsv": tsv(pairs(id)) for id, name in names}
     return {"snli_ve/esnli_ve_train_2.tsv": tsv(pairs(70), header=False)} | {
         f"snli_ve/esnli_ve_{'train_1' if name == 'train' else name}.tsv": tsv(pairs(id)) for id, name in names}
 

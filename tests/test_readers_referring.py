@@ -306,11 +306,11 @@ def test_what_is_left_out_is_counted(tmp_path):
 
 def test_nothing_is_said_if_nothing_is_left_out(tmp_path, recwarn):
     READERS["conceptual_captions"](fuzz.write(tmp_path, captions()))
-    assert not recwarn.list
+    assert not [warning for warning in recwarn.list if "left out" in str(warning.message)]
 
 
 def test_captions_are_kept_as_they_are():
-    odd = "\"quoted\"  caption\u2028 on one line\thttp://x/1\r\n\u00e9\u00a0t\u00e9\thttp://x/\u00e9"
+    odd = "\"quoted\"  caption\u2028 on one line\thttp://x/1\r\n\u00e9\u00a0t\u00e9\thttp://x/\u00e9\n"
     assert texts(captions(odd))["train"] == ["\"quoted\"  caption\u2028 on one line", "\u00e9\u00a0t\u00e9"]
     packed = {path + ".gz": gzip.compress(text.encode()) for path, text in captions(odd).items()}
     same(read("conceptual_captions", captions(odd)), read("conceptual_captions", packed))

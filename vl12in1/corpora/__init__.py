@@ -43,9 +43,10 @@ def _state(root, corpus: str) -> str:
     folder = root / next(iter(RELEASES[corpus][release])).rpartition("/")[0]
     items = [item for item in folder.iterdir() if not item.name.startswith(".")] if folder.is_dir() else []
     if any(Path(path).parent == folder.relative_to(root) for path in _shared):  # the folder serves other corpora, too
-        own = tuple(Path(path).stem for path in RELEASES[corpus][release] if path not in _shared)
-        items = [item for item in items if item.name.startswith(own)]
-    if not items: return "absent"
+        stems = tuple(Path(path).stem for path in RELEASES[corpus][release] if path not in _shared)
+        items = [item for item in items if item.name.startswith(stems)]
+    own = (path for path in RELEASES[corpus][release] if path not in _shared)
+    if not items and not any(find_files(root, path) for path in own): return "absent"
     return "incomplete" if missing(root, corpus, release) else "present"
 
 # %% ../../nbs/28_corpora.ipynb #present

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from .frames import (CorpusError, Records, blocks, by_split, choose, frame, gather, json_items, lookup, nested,
-                                    read_blocks, read_json, shown, stack)
+from .frames import (CorpusError, Records, blocks, by_split, choose, distinct, frame, gather, json_items, lookup,
+                                    nested, read_blocks, read_json, shown, stack)
 from .images import optional, spelling, visual_genome_images
-from .layout import find_files, release_of, upstream, upstream_files
+from .layout import counted, find_files, release_of, upstream, upstream_files
 
 # %% ../../nbs/22_answering.ipynb #last-images
 def last_images(images, count: float) -> set:
@@ -49,10 +49,16 @@ def _answered(annotations: Records) -> Iterator[tuple]:
     texts = (map(intern, annotations.column(name)) for name in _vqa_columns[1:])
     return zip(ids, zip(answers, *texts))
 
-def _vqa_answers(file) -> dict[int, tuple]:
+def _vqa_blocks(file, under: str, subset: str) -> Iterator[Records]:
+    "The records of a file of VQA, in blocks; CorpusError if it says that it is of another `subset`."
+    yield from read_blocks(file, under, beside := {})
+    if (said := beside.get("data_subtype", subset)) != subset:
+        raise CorpusError(file, field="data_subtype", problem=f"this is the file of {shown(said)}; download that of {subset}")
+
+def _vqa_answers(file, subset: str) -> dict[int, tuple]:
     "question_id -> its values of `_vqa_columns`, from one annotation file."
     by_question, count = {}, 0
-    for annotations in read_blocks(file, "annotations"):
+    for annotations in _vqa_blocks(file, "annotations", subset):
         by_question.update(_answered(annotations))
         count += len(annotations.rows)
     if len(by_question) < count: raise CorpusError(file, problem="a question is answered twice; download it again")
@@ -71,22 +77,27 @@ def vqa_questions(root: str | Path, subset: str) -> pd.DataFrame:
     """Questions of `train2014`, `val2014`, `test2015` or `test-dev2015`, in upstream's order; columns as `read_vqa` has
     them. The answers to test questions are those of `v2_mscoco_test2015_annotations.json`, `()` if there is none."""
     file = upstream(root, f"vqa/v2_OpenEnded_mscoco_{subset}_questions.json")
-    name = f"v2_mscoco_{subset.replace('test-dev', 'test')}_annotations.json"
+    answered = subset.replace("test-dev", "test")
+    name = f"v2_mscoco_{answered}_annotations.json"
     secret = subset.startswith("test") and not find_files(root, f"vqa/{name}")
-    annotations, alone = None if secret else _vqa_answers(upstream(root, f"vqa/{name}")), _Alone()
-    parts = (_vqa_block(questions, annotations, name, alone) for questions in read_blocks(file, "questions"))
-    return frame(stack(parts), file)
+    annotations, alone = None if secret else _vqa_answers(upstream(root, f"vqa/{name}"), answered), _Alone()
+    parts = (_vqa_block(questions, annotations, name, alone) for questions in _vqa_blocks(file, "questions", subset))
+    questions = frame(stack(parts), file)
+    counted(root, f"vqa/v2_OpenEnded_mscoco_{subset}_questions.json", len(questions))
+    if not secret: counted(root, f"vqa/{name}", len(annotations))
+    return questions
 
 # %% ../../nbs/22_answering.ipynb #read-vqa
 def read_vqa(root) -> dict[str, pd.DataFrame]:
     """VQA v2: `questions: [{question_id, image_id, question}]`, `annotations: [{question_id, question_type,
     answer_type, multiple_choice_answer, answers: [{answer} x 10]}]`; val = end of val2014.
     Columns `answers`, `question_type`, `answer_type`, `multiple_choice_answer`."""
-    train, val, test = (vqa_questions(root, subset) for subset in ("train2014", "val2014", "test2015"))
+    subsets = {subset: vqa_questions(root, subset) for subset in ("train2014", "val2014", "test2015")}
+    train, val, test = distinct(subsets, Path(root) / "vqa").values()
     images = [int(keys[0].split(":")[1]) for keys in val["images"]]
     minival = last_images(images, min(3000, len(val) / 6))
     held_out = pd.Series([image in minival for image in images], dtype=bool)
-    train = frame(pd.concat([train, val[~held_out]], ignore_index=True), Path(root) / "vqa")
+    train = pd.concat([train, val[~held_out]], ignore_index=True)
     return {"train": train, "val": val[held_out].reset_index(drop=True), "test": test}
 
 # %% ../../nbs/22_answering.ipynb #within
@@ -140,6 +151,7 @@ def gqa_questions(root: str | Path, name: str) -> pd.DataFrame:
     if name == "train_all" and len(files) != 10:
         raise CorpusError(Path(root) / path, problem=f"{len(files)} of the ten pieces; download the others")
     pieces = [_gqa_piece(file, photographs) for file in files]
+    counted(root, path, sum(map(len, pieces)))
     return pieces[0] if len(pieces) == 1 else frame(pd.concat(pieces, ignore_index=True), files[0].parent)
 
 # %% ../../nbs/22_answering.ipynb #read-gqa
@@ -149,7 +161,7 @@ def read_gqa(root) -> dict[str, pd.DataFrame]:
     `balanced`, `entailed` (question ids)."""
     release = release_of(root, "gqa")
     names = {"train": f"train_{release}", "val": f"val_{release}", "test": "testdev_balanced"}
-    return {split: gqa_questions(root, name) for split, name in names.items()}
+    return distinct({split: gqa_questions(root, name) for split, name in names.items()}, Path(root) / "gqa")
 
 # %% ../../nbs/22_answering.ipynb #choices
 class Choices(NamedTuple):
@@ -164,7 +176,7 @@ class Choices(NamedTuple):
 def gqa_choices(root: str | Path) -> dict[str, Choices]:
     "Question id -> Choices, for GQA's validation questions: `gqa/eval/val_choices.json`, `{id: {valid, plausible}}`."
     file = upstream(root, "gqa/eval/val_choices.json")
-    content = read_json(file)
+    content = read_json(file, most=2 ** 32)
     if not isinstance(content, dict): raise CorpusError(file, problem="expected an object keyed by question id")
     listed, shared = Records(file, list(content.values()), list(content).__getitem__), {}
 
@@ -175,25 +187,32 @@ def gqa_choices(root: str | Path) -> dict[str, Choices]:
     return dict(zip(content, map(Choices, column("valid"), column("plausible"))))
 
 # %% ../../nbs/22_answering.ipynb #read-visual-genome
-def _genome_blocks(file, keys: dict[int, str]) -> Iterator[dict]:
+def _genome_block(entries: Records) -> tuple[Records, Records, str]:
+    "The questions of a block, the records that name their images, and in which field."
+    if spelling(entries, "qas", "question") == "question": return entries, entries, spelling(entries, "image_id", "image")
+    questions, owners = nested(entries, "qas")
+    located = questions if questions.rows and "image_id" in questions.rows[0] else choose(entries, owners)
+    return questions, located, spelling(located, "image_id", "id")
+
+def _genome_blocks(root, file, keys: dict[int, str]) -> Iterator[dict]:
     "Columns of the questions of each block of images, and the ids of their images in `image`; `keys`: id -> canonical key."
-    alone = _Alone()
+    alone, count = _Alone(), 0
     for entries in read_blocks(file):
-        questions, owners = nested(entries, "qas")
+        questions, located, named = _genome_block(entries)
+        count += len(entries.rows) * (questions is not entries)
         if not questions.rows: continue
         ids = questions.column(spelling(questions, "qa_id", "id"), int)
-        located = questions if "image_id" in questions.rows[0] else choose(entries, owners)
-        named = spelling(located, "image_id", "id")
         images = alone.all(lookup(located, named, keys, "visual_genome/image_data.json", int))
         yield {"uid": list(map(str, ids)), "images": images, "text": questions.column("question"),
                "answers": alone.all(questions.column("answer")), "image": located.column(named, int)}
+    if count: counted(root, "visual_genome/question_answers.json", count)
 
 def read_visual_genome(root) -> dict[str, pd.DataFrame]:
-    """Visual Genome QA: `[{id (or image_id), qas: [{qa_id (or id), question, answer, image_id (or not)}]}]`.
-    Column `answers` (one raw string). By image id: test = last images with 5,000 questions (at most a sixth of all),
-    val = as many before them."""
+    """Visual Genome QA: `[{id (or image_id), qas: [{qa_id (or id), question, answer, image_id (or not)}]}]`, or flat:
+    `[{qa_id (or id), image_id (or image), question, answer}]`. Column `answers` (one raw string). By image id: test = last
+    images with 5,000 questions (at most a sixth of all), val = as many before them."""
     file = upstream(root, "visual_genome/question_answers.json")
-    parts = list(_genome_blocks(file, {id: photograph.key for id, photograph in visual_genome_images(root).items()}))
+    parts = list(_genome_blocks(root, file, {id: photograph.key for id, photograph in visual_genome_images(root).items()}))
     if not parts: raise CorpusError(file, field="qas", problem="no question; download it again")
     questions = stack(parts)
     first = {}  # two images may be one photograph, which is then in one split

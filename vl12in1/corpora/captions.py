@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 
 from .frames import BLOCK, CorpusError, frame, stack, text_lines
-from .layout import upstream
+from .layout import counted, upstream
 
 # %% ../../nbs/26_captions.ipynb #pairs
 def _pairs(file):
     "Caption and address (bytes) of every line; CorpusError for a line that does not have two columns, or no line."
     number = -1
-    with text_lines(file) as lines:
+    with text_lines(file, ended=True) as lines:
         for number, line in enumerate(lines):
             try:
                 caption, address = line.rstrip(b"\r\n").split(b"\t")
@@ -66,9 +66,11 @@ def read_conceptual_captions(root) -> dict[str, pd.DataFrame]:
     names = {"val": "Validation_GCC-1.1.0-Validation", "train": "Train_GCC-training"}
     files = {split: upstream(root, f"conceptual_captions/{name}.tsv") for split, name in names.items()}
     captions = {split: _captions(file) for split, file in files.items()}
+    for split, name in names.items(): counted(root, f"conceptual_captions/{name}.tsv", sum(map(len, captions[split])))
     kept = _told_apart(pd.concat([part[["name", "owner"]] for parts in captions.values() for part in parts], ignore_index=True))
     if left := len(kept) - kept.sum():
         warnings.warn(f"{files['train'].parent}: {left} of {len(kept)} captions left out, because another "
                       "caption has the same address or an address with the same CRC-32", stacklevel=2)
     kept = dict(zip(captions, np.split(kept, [sum(map(len, captions["val"]))])))
+    if not kept["train"].any(): raise CorpusError(files["train"], problem="all of it is in the validation file, too; download it again")
     return {split: frame(stack(_examples(captions[split], kept[split])), files[split]) for split in ("train", "val")}

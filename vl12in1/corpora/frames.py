@@ -6,9 +6,11 @@
 __all__ = ['CorpusError']
 
 # %% ../../nbs/20_frames.ipynb #0f55975f
+import codecs
 import gzip
 import io
 import json
+import os
 import pickle
 import re
 import zlib
@@ -16,7 +18,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 
 import numpy as np
@@ -36,18 +38,63 @@ class CorpusError(ValueError):
         super().__init__(": ".join([str(file), ", ".join(named), problem] if named else [str(file), problem]))
 
 # %% ../../nbs/20_frames.ipynb #text-lines
+LONGEST = 2 ** 25        # bytes of a line, characters of a value that is held whole
+UNPACKED = 2 ** 26, 40   # bytes that any packed file may unpack to, and times its size beyond them
+ZEROS = bytes(2 ** 20)
+
+class TextBytes(io.RawIOBase):
+    """The bytes of a stream that is text. OSError where it is none, or longer than `most` bytes, and if `lines`, for a line without
+    end; if `ended`, also for a last one."""
+
+    def __init__(self, stream, most: float = float("inf"), lines: bool = False, ended: bool = False):
+        self.stream, self.left, self.lines, self.ended, self.line = stream, most, lines, ended, 0
+
+    def readable(self): return True
+
+    def readinto(self, piece):
+        count = self.stream.readinto(piece)
+        read = bytes(piece[:count])
+        self.left -= count
+        if count >= 4096 and read == ZEROS[:count]: raise OSError("zeros instead of content: it was not written to its end")
+        if self.left < 0: raise OSError("it is larger than any that upstream publishes, or unpacks to far more than its size")
+        if self.lines: self.check_lines(read)
+        return count
+
+    def check_lines(self, read: bytes):
+        "OSError for a line that does not end, and for what only UTF-16, or no text at all, has."
+        self.line = self.line + len(read) if b"\n" not in read else len(read) - read.rindex(b"\n") - 1
+        if self.line > LONGEST: raise OSError(f"a line of more than {LONGEST:,} bytes")
+        if b"\0" in read: raise OSError("it holds zero bytes, and is no UTF-8 text")
+        if self.ended and not read and self.line: raise OSError("the last line has no end: it is cut off")
+
+# %% ../../nbs/20_frames.ipynb #20bt0004
 @contextmanager
-def text_lines(file):
-    "An upstream text file as an iterator of its lines (bytes), unpacked if it ends in .gz; CorpusError if that fails."
+def text_stream(
+    file,                        # packed if it ends in .gz
+    most: float = float("inf"),  # bytes of text that it may have
+    **lines,                     # as for `TextBytes`: `lines`, `ended`
+):
+    "An upstream text file as a stream of bytes; CorpusError if it cannot be opened or unpacked, or is no text."
     try:
-        with (gzip.open if Path(file).suffix == ".gz" else open)(file, "rb") as lines: yield lines
+        if os.path.exists(file) and not os.path.isfile(file): raise OSError("a folder or a device")
+        with open(file, "rb", buffering=0) as content:
+            if Path(file).suffix == ".gz":
+                most = min(most, UNPACKED[0] + UNPACKED[1] * os.path.getsize(file))
+                content = gzip.GzipFile(fileobj=io.BufferedReader(TextBytes(content), len(ZEROS)))
+            stream = io.BufferedReader(TextBytes(content, most, **lines), len(ZEROS))
+            if stream.peek(3).startswith(codecs.BOM_UTF8): stream.read(3)
+            yield stream
     except (OSError, EOFError, zlib.error) as error:
         raise CorpusError(file, problem=f"cannot be read or unpacked ({error}); download it again") from None
 
+def text_lines(file, ended: bool = False):
+    "The stream of an upstream text file, to be read by lines; `ended`: upstream's ends with a line's end, so one that does not is cut."
+    return text_stream(file, lines=True, ended=ended)
+
 # %% ../../nbs/20_frames.ipynb #read-json
-def read_json(file):
-    "Content of a JSON file, packed or not; CorpusError if it is not JSON."
-    with text_lines(file) as content:
+def read_json(file, most: int = 2 ** 29):
+    "Content of a JSON file, packed or not; CorpusError if it is not JSON, or larger than `most` bytes."
+    with text_stream(file, most) as content:
         try:
             return json.loads(content.read())
         except (ValueError, RecursionError) as error:
@@ -67,6 +114,7 @@ class JsonStream:
 
     def more(self) -> bool:
         "Hold more: as much again as is left, a piece at least. False if there is nothing more."
+        if len(self.text) - self.at > LONGEST: raise ValueError(f"a value of more than {LONGEST:,} characters")
         piece = self.stream.read(max(PIECE, len(self.text) - self.at))
         if piece:
             self.text, self.at, self.passed = self.text[self.at:] + piece, 0, self.passed + self.at
@@ -128,7 +176,7 @@ def read_keys(text: JsonStream) -> Iterator[str]:
 @contextmanager
 def json_stream(file):
     "A JSON file, packed or not, as a JsonStream; CorpusError if it is not JSON from its beginning to its end."
-    with text_lines(file) as content:
+    with text_stream(file) as content:
         try:
             text = JsonStream(content)
             yield text
@@ -136,18 +184,18 @@ def json_stream(file):
         except (ValueError, RecursionError) as error:
             raise CorpusError(file, problem=f"not JSON ({error}); download or unpack it again") from None
 
-def _listed(text: JsonStream, under: str | None) -> Iterator:
+def _listed(text: JsonStream, under: str | None, beside: dict) -> Iterator:
     "The values of the array that comes next, or of that under a key of the object that does; none of anything else."
     if under is None and text.peek() == "[": yield from read_array(text)
     elif under is not None and text.peek() == "{":
         for key in read_keys(text):
-            if key == under: yield from _listed(text, None)
-            else: read_value(text)
+            if key == under: yield from _listed(text, None, beside)
+            else: beside[key] = read_value(text)
     else: read_value(text)
 
-def json_records(file, under: str | None = None) -> Iterator:
-    "The records of the list in a JSON file, or in its field `under`, one by one; CorpusError if it is not JSON."
-    with json_stream(file) as text: yield from _listed(text, under)
+def json_records(file, under: str | None = None, beside: dict | None = None) -> Iterator:
+    "The records of the list in a JSON file, or in its field `under`, one by one; `beside` gets its other fields. CorpusError."
+    with json_stream(file) as text: yield from _listed(text, under, {} if beside is None else beside)
 
 def json_items(file) -> Iterator[tuple]:
     "Key and value of all records of the object in a JSON file, one by one; CorpusError if it is not JSON."
@@ -261,9 +309,9 @@ def blocks(
         first += len(block)
     if not first: raise CorpusError(file, field=field, problem=f"expected {wanted}, and at least one")
 
-def read_blocks(file, under: str | None = None) -> Iterator[Records]:
-    "The records of the list in a JSON file, or in its field `under`, in blocks."
-    return blocks(file, json_records(file, under), under)
+def read_blocks(file, under: str | None = None, beside: dict | None = None) -> Iterator[Records]:
+    "The records of the list in a JSON file, or in its field `under`, in blocks; `beside`: gets its other fields."
+    return blocks(file, json_records(file, under, beside), under)
 
 # %% ../../nbs/20_frames.ipynb #lookup
 def lookup(records: Records, field: str, table: dict, source: str, *kinds: type) -> list:
@@ -346,6 +394,17 @@ def frame(columns, file) -> pd.DataFrame:
         raise CorpusError(file, problem=f"{len(repeated)} ids repeat another, {repeated.iloc[0]!r} first; "
                           "every example needs an id of its own")
     return result
+
+# %% ../../nbs/20_frames.ipynb #20bt0006
+def distinct(splits: dict[str, pd.DataFrame], file) -> dict[str, pd.DataFrame]:
+    "The frames `splits`, unchanged; CorpusError if a `uid` is in two of them (`file`: the path that it names)."
+    hashes = {split: np.fromiter(map(hash, part["uid"]), np.int64, len(part)) for split, part in splits.items()}
+    for one, other in combinations(splits, 2):
+        held = splits[one]["uid"][np.isin(hashes[one], hashes[other])]
+        if shared := {*held} & {*splits[other]["uid"]} if len(held) else None:
+            raise CorpusError(file, problem=f"{len(shared):,} ids are in {one} and in {other}, {min(shared)!r} first: a copy of one lies "
+                              "in the other's place; download them again")
+    return splits
 
 # %% ../../nbs/20_frames.ipynb #20b10c31
 def stack(parts: Iterable) -> pd.DataFrame:

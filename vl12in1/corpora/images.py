@@ -12,9 +12,10 @@ from collections import defaultdict
 from pathlib import Path
 from types import NoneType
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from .frames import CorpusError, Records, choose, read_json, read_json_lines, records, shown, text_lines
-from .layout import EXTRA_FILES, RELEASES, find_files, upstream
+from .layout import EXTRA_FILES, RELEASES, counted, find_files, upstream
 
 # %% ../../nbs/21_images.ipynb #spelling
 def spelling(records: Records, *names: str) -> str:
@@ -87,6 +88,7 @@ def _genome_list(root) -> list[_Listed]:
     if not find_files(root, "visual_genome/image_data.json"): return []
     file = upstream(root, "visual_genome/image_data.json")
     listed = records(file, read_json(file))
+    counted(root, "visual_genome/image_data.json", len(listed.rows))
     ids, coco = listed.column(spelling(listed, "image_id", "id"), int), listed.column("coco_id", int, NoneType)
     flickr = optional(listed, "flickr_id", None, int)
     shared = _flickr30k_ids(root) if any(flickr) else set()
@@ -111,6 +113,11 @@ def genome_aliases(root) -> dict[str, str]:
     return {alias: key for alias, key in names.items() if alias != key}
 
 # %% ../../nbs/21_images.ipynb #nlvr2-addresses
+def _address(text: str) -> str:
+    "An address as one of its spellings: without scheme, `www.` and fragment, the host in lower case, nothing escaped."
+    host, slash, path = re.sub(r"(?:https?:)?/*(?:www\.)?", "", unquote(text).strip(), count=1, flags=re.I).partition("/")
+    return re.sub(r":(?:80|443)$", "", host.lower()) + slash + path.partition("#")[0]
+
 def _nlvr2_addresses(file) -> list[tuple[str, str]]:
     "(address, image key) for each picture of each statement in a file of NLVR2 that has an address."
     statements = records(file, read_json_lines(file))
@@ -118,7 +125,8 @@ def _nlvr2_addresses(file) -> list[tuple[str, str]]:
     left, right = (optional(statements, field, "") for field in ("left_url", "right_url"))
     named = [(address, f"nlvr2:{pair}-img0") for address, pair in zip(left, pairs)]
     named += [(address, f"nlvr2:{pair}-img1") for address, pair in zip(right, pairs)]
-    return [(address, key) for address, key in named if address]
+    spelled = {address: _address(address) for address, _ in named}
+    return [(spelled[address], key) for address, key in named if address]
 
 # %% ../../nbs/21_images.ipynb #nlvr2-aliases
 def nlvr2_aliases(root) -> dict[str, str]:
@@ -145,9 +153,19 @@ _collections = {  # folder of `images/` -> the names of its files; the group is 
     "conceptual_captions": r"([0-9]+)\.jpg",
 }
 
+def _refused(error: OSError):
+    "A folder that is there and may not be read is an error; one that is not there has no pictures."
+    if not isinstance(error, FileNotFoundError): raise CorpusError(error.filename, problem=f"this folder cannot be read ({error.strerror})")
+
 def _pictures(folder, collection: str):
-    "(key, file) of each picture of a collection, in the order of folders and names; other files are passed over."
-    for place, folders, names in os.walk(folder, followlinks=True):
+    "(key, file) of each picture of a collection, in the order of folders and names, no folder twice; other files are passed over."
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_refused):
+        at = os.stat(place)
+        if (at.st_dev, at.st_ino) in seen:  # a link to a folder that was there before, or that it lies in
+            folders.clear()
+            continue
+        seen.add((at.st_dev, at.st_ino))
         folders.sort()
         for match in filter(None, map(re.compile(_collections[collection]).fullmatch, sorted(names))):
             owner = "visual_genome" if collection == "gqa" and match[1].isdigit() else collection

@@ -14,10 +14,10 @@ import pandas as pd
 
 from ..boxes import xywh_to_xyxy
 from .answering import last_images
-from .frames import (CorpusError, Records, box_column, by_split, choose, fractions, frame, gather,
+from .frames import (CorpusError, Records, box_column, by_split, choose, distinct, fractions, frame, gather,
                                     inner, lookup, nested, read_json, read_pickle, records, shown, text_lines)
 from .images import visual_genome_images
-from .layout import RELEASES, release_of, upstream
+from .layout import RELEASES, counted, release_of, upstream
 
 # %% ../../nbs/24_referring.ipynb #places
 def _places(records: Records, field: str) -> dict[int, int]:
@@ -60,6 +60,7 @@ def _read_refer(root, name: str) -> dict[str, pd.DataFrame]:
     release = release_of(root, name)
     refs, instances = (upstream(root, path) for path in RELEASES[name][release])
     references = records(refs, read_pickle(refs))
+    counted(root, next(iter(RELEASES[name][release])), len(references.rows))
     (boxes, sizes), parts = _referents(references, instances), references.column("split")
     splits = lookup(references, "split", _PARTS, ", ".join(_PARTS))
     images, ids = references.column("image_id", int), references.column("ref_id", int)
@@ -116,12 +117,14 @@ def read_visual7w(root) -> dict[str, pd.DataFrame]:
     """Visual7W pointing: `images: [{image_id, split, qa_pairs: [{qa_id, question, answer, multiple_choices}]}]`,
     `boxes: [{box_id, x, y, width, height}]`; needs `visual_genome/image_data.json`. Columns `candidates` (four boxes:
     corners, fractions), `label` (which of them), `candidate_ids` (their `box_id`)."""
-    file = upstream(root, next(iter(RELEASES["visual7w"][release_of(root, "visual7w")])))
+    path = next(iter(RELEASES["visual7w"][release_of(root, "visual7w")]))
+    file = upstream(root, path)
     content = read_json(file)
     images, boxes = records(file, content, "images"), records(file, content, "boxes")
     photographs = lookup(images, "image_id", visual_genome_images(root), "visual_genome/image_data.json", int)
     splits = lookup(images, "split", {"train": "train", "val": "val", "test": "test"}, "train, val, test")
     questions, owners = nested(images, "qa_pairs")
+    counted(root, path, len(questions.rows))
     choices, labels = _pointing_choices(questions)
     sizes = [photographs[owner][1:] for owner in owners]
     columns = {"uid": list(map(str, questions.column("qa_id", int))), "images": [(photographs[i].key,) for i in owners],
@@ -207,8 +210,10 @@ def guesswhat_games(root: str | Path,                        # folder of all cor
                     status: tuple[str, ...] = ("success",),  # how the games ended: `success`, `failure`, `incomplete`
                    ) -> pd.DataFrame:
     "The games of `guesswhat.<split>.jsonl.gz` that ended in one of `status`; columns as `read_guesswhat`."
-    file = upstream(root, f"guesswhat/guesswhat.{split}.jsonl.gz")
+    path = f"guesswhat/guesswhat.{split}.jsonl.gz"
+    file = upstream(root, path)
     games = _read_games(file)
+    counted(root, path, len(games.rows))
     wanted = lookup(games, "status", {outcome: outcome in status for outcome in _OUTCOMES}, ", ".join(_OUTCOMES))
     games = choose(games, np.flatnonzero(wanted).tolist())
     boxes, ids, labels = _objects(games)
@@ -221,5 +226,5 @@ def read_guesswhat(root) -> dict[str, pd.DataFrame]:
     """GuessWhat?!, successful games, of either release: a line is {id, status, object_id, image {id, width, height},
     objects: [{id, bbox}], qas: [{question, answer}]}, or the same as {dialogue_id, picture_id, picture, objects:
     {id: {bbox}}, qas: [{q, a}]}. Columns `candidates` (boxes: corners, fractions), `label`, `candidate_ids`."""
-    return {"train": guesswhat_games(root, "train"), "val": guesswhat_games(root, "valid"),
-            "test": guesswhat_games(root, "test")}
+    names = {"train": "train", "val": "valid", "test": "test"}
+    return distinct({split: guesswhat_games(root, name) for split, name in names.items()}, Path(root) / "guesswhat")

@@ -15,7 +15,7 @@ import pandas as pd
 from .frames import (CorpusError, Records, by_split, lookup, nested, read_blocks, read_json, records, shown, stack,
                                     text_lines)
 from .images import genome_aliases
-from .layout import release_of, upstream
+from .layout import counted, release_of, upstream
 
 # %% ../../nbs/23_retrieval.ipynb #apart
 def apart(splits: dict[str, pd.DataFrame], file) -> dict[str, pd.DataFrame]:
@@ -38,10 +38,12 @@ def _sentences(images: Records, keys_of) -> dict:
     return {"uid": list(map(str, sentences.column("sentid", int))), "images": [keys[owner] for owner in owners],
             "text": sentences.column("raw"), "split": [splits[owner] for owner in owners]}
 
-def _karpathy(file, keys_of) -> dict[str, pd.DataFrame]:
+def _karpathy(root, path: str, keys_of) -> dict[str, pd.DataFrame]:
     "One row per sentence of a file in Karpathy's format; `keys_of` gives the image keys of its image records."
+    file = upstream(root, path)
     sentences = stack(_sentences(images, keys_of) for images in read_blocks(file, "images"))
     splits = sentences.pop("split")
+    counted(root, path, len(sentences))
     return apart(by_split(sentences, splits, file), file)
 
 # %% ../../nbs/23_retrieval.ipynb #held-out
@@ -52,12 +54,22 @@ def _held_out(images) -> dict[int, str]:
     return dict.fromkeys(ids[-2 * count:], "val") | dict.fromkeys(ids[-count:], "test")
 
 # %% ../../nbs/23_retrieval.ipynb #coco-raw
+def _of_subset(file, content: dict, subset: str) -> None:
+    "CorpusError if a picture in COCO's `content` of a file is called after another subset."
+    pictures = content.get("images") or []
+    names = [str(picture.get("file_name", "")) for picture in pictures if isinstance(picture, dict)] if isinstance(pictures, list) else []
+    strange = next((name for name in names if name.startswith("COCO_") and f"_{subset}_" not in name), None)
+    if strange: raise CorpusError(file, field="images", problem=f"{strange} is no picture of {subset}; download the file of {subset}")
+
 def _coco_raw(root) -> dict[str, pd.DataFrame]:
     "COCO's own captions, `annotations: [{id, image_id, caption}]`; val2014 is divided by `_held_out`."
     columns, splits, folder = {"uid": [], "images": [], "text": []}, [], "coco_captions/annotations"
     for subset in ("train2014", "val2014"):
         file = upstream(root, f"{folder}/captions_{subset}.json")
-        captions = records(file, read_json(file), "annotations")
+        content = read_json(file)
+        captions = records(file, content, "annotations")
+        _of_subset(file, content, subset)
+        counted(root, f"{folder}/captions_{subset}.json", len(captions.rows))
         images = captions.column("image_id", int)
         held_out = _held_out(images) if subset == "val2014" else {}
         splits += [held_out.get(image, "train") for image in images]
@@ -71,8 +83,7 @@ def read_coco_captions(root) -> dict[str, pd.DataFrame]:
     """COCO captions: one row per sentence, no target column. Karpathy's file, `images: [{cocoid, split, sentences:
     [{raw, sentid}]}]` (restval belongs to train), else COCO's two, `annotations: [{id, image_id, caption}]`."""
     if release_of(root, "coco_captions") == "raw": return _coco_raw(root)
-    file = upstream(root, "coco_captions/dataset_coco.json")
-    return _karpathy(file, lambda images: [f"coco:{id}" for id in images.column("cocoid", int)])
+    return _karpathy(root, "coco_captions/dataset_coco.json", lambda images: [f"coco:{id}" for id in images.column("cocoid", int)])
 
 # %% ../../nbs/23_retrieval.ipynb #flickr30k-keys
 _photograph = re.compile(r"([0-9]+)(?:\.jpg)?(?:#[0-9])?")
@@ -94,7 +105,7 @@ def renamed(splits: dict[str, pd.DataFrame], aliases: dict[str, str]) -> dict[st
 # %% ../../nbs/23_retrieval.ipynb #lines
 def _lines(file) -> list[str]:
     "The lines of a UTF-8 file, without their ends; CorpusError if it is something else."
-    with text_lines(file) as lines:
+    with text_lines(file, ended=True) as lines:
         try:
             return [line.decode().rstrip("\r\n") for line in lines]
         except UnicodeDecodeError as error:
@@ -107,6 +118,7 @@ def _entities_splits(root) -> dict[str, str]:
     for split in ("train", "val", "test"):
         file = upstream(root, f"flickr30k/{split}.txt")
         listed = records(file, [{"id": line} for line in _lines(file)])
+        counted(root, f"flickr30k/{split}.txt", len(listed.rows))
         for index, key in enumerate(flickr30k_keys(listed, "id")):
             if key in splits: raise listed.error(index, "id", f"listed before, in {splits[key]}.txt")
             splits[key] = split
@@ -117,6 +129,7 @@ def _token(root) -> dict[str, pd.DataFrame]:
     "Flickr30k's lines `<id>.jpg#<number>`, tab, caption, in the splits of Flickr30k Entities; uid = a caption's name."
     file, splits = upstream(root, "flickr30k/results_20130124.token"), _entities_splits(root)
     captions = records(file, [dict(zip(("name", "caption"), line.split("\t", 1))) for line in _lines(file)])
+    counted(root, "flickr30k/results_20130124.token", len(captions.rows))
     keys, texts = flickr30k_keys(captions, "name"), captions.column("caption")
     if lost := splits.keys() - set(keys):
         raise CorpusError(file, problem=f"no caption of {min(lost)} and {len(lost) - 1} more listed images; "
@@ -130,5 +143,5 @@ def read_flickr30k(root) -> dict[str, pd.DataFrame]:
     """Flickr30k captions: one row per sentence, no target column. Karpathy's file, `images: [{filename, split,
     sentences: [{raw, sentid}]}]`, else `results_20130124.token` with Flickr30k Entities' lists of images."""
     if release_of(root, "flickr30k") == "token": return renamed(_token(root), genome_aliases(root))
-    file = upstream(root, "flickr30k/dataset_flickr30k.json")
-    return renamed(_karpathy(file, lambda images: flickr30k_keys(images, "filename")), genome_aliases(root))
+    splits = _karpathy(root, "flickr30k/dataset_flickr30k.json", lambda images: flickr30k_keys(images, "filename"))
+    return renamed(splits, genome_aliases(root))

@@ -16,15 +16,17 @@ import pandas as pd
 from .frames import (CorpusError, Records, blocks, frame, json_lines, lookup, read_json_lines, records, shown, stack,
                                     text_lines)
 from .images import genome_aliases, nlvr2_aliases
-from .layout import release_of, upstream
+from .layout import counted, release_of, upstream
 from .retrieval import apart, flickr30k_keys, renamed
 
 # %% ../../nbs/25_verification.ipynb #nlvr2-file
 def _nlvr2_file(root, name: str) -> pd.DataFrame:
     "One file of NLVR2, the pictures under the names that the identifiers give them."
     kind, _, split = name.rpartition("_")
-    file = upstream(root, f"nlvr2/{kind}/{name}.json" if kind else f"nlvr2/{name}.json")
+    path = f"nlvr2/{kind}/{name}.json" if kind else f"nlvr2/{name}.json"
+    file = upstream(root, path)
     statements = records(file, read_json_lines(file))
+    counted(root, path, len(statements.rows))
     ids, named = statements.column("identifier"), re.compile(rf"{re.escape(split)}-[0-9]+-[0-9]+-[0-9]+")
     if strange := [index for index, id in enumerate(ids) if not named.fullmatch(id)]:
         raise statements.error(strange[0], "identifier", f"expected {split}-<set>-<pair>-<sentence>, "
@@ -63,7 +65,7 @@ def _pairs(pairs: Records) -> pd.DataFrame:
 # %% ../../nbs/25_verification.ipynb #rows
 def _rows(file, delimiter: str) -> list[list[str]]:
     "The lines of a table, at least one; CorpusError if it is none."
-    with text_lines(file) as lines:
+    with text_lines(file, ended=True) as lines:
         try:
             rows = list(csv.reader(io.TextIOWrapper(lines, "utf-8", newline=""), delimiter=delimiter, strict=True))
         except (csv.Error, UnicodeDecodeError) as error:
@@ -80,7 +82,7 @@ def _tables(files, delimiter: str, fields=None) -> list[Records]:
     for file in files:
         rows = _rows(file, delimiter)
         header = header or rows[0]
-        rows = rows[rows[0] == header:]
+        rows = [row for row in rows if row != header]
         for index, row in enumerate(rows):
             if len(row) != len(header):
                 raise CorpusError(file, index, problem=f"expected {len(header)} columns, found {len(row)}")
@@ -91,12 +93,15 @@ def _tables(files, delimiter: str, fields=None) -> list[Records]:
 def _snli_ve_split(root, release: str, name: str) -> pd.DataFrame:
     "The pairs of `train`, `dev` or `test` in a release of SNLI-VE."
     if release == "original":
-        file = upstream(root, f"snli_ve/snli_ve_{name}.jsonl")
-        return frame(stack(map(_pairs, blocks(file, json_lines(file)))), file)
+        file = upstream(root, path := f"snli_ve/snli_ve_{name}.jsonl")
+        pairs = frame(stack(map(_pairs, blocks(file, json_lines(file)))), file)
+        counted(root, path, len(pairs))
+        return pairs
     if release == "e-snli-ve":
-        [table] = _tables([upstream(root, f"snli_ve/esnlive_{name}.csv")], ",")
+        [table] = _tables([upstream(root, path := f"snli_ve/esnlive_{name}.csv")], ",")
+        counted(root, path, len(table.rows))
         return _pairs(table)
-    parts = ("train_1", "train_2") if name == "train" else (name,)
+    parts = ("train_1", "train_2") if (name, release) == ("train", "e-snli-ve-2.0") else (name,)
     files = [upstream(root, f"snli_ve/esnli_ve_{part}.tsv") for part in parts]
     return frame(pd.concat(map(_pairs, _tables(files, "\t", _positions)), ignore_index=True), files[0])
 
