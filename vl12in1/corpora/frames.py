@@ -10,8 +10,6 @@ import codecs
 import gzip
 import io
 import json
-import os
-import pickle
 import re
 import zlib
 from bisect import bisect_left
@@ -23,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from ..files import plain_pickle, regular
 
 # %% ../../nbs/20_frames.ipynb #corpuserror
 class CorpusError(ValueError):
@@ -40,6 +40,7 @@ class CorpusError(ValueError):
 # %% ../../nbs/20_frames.ipynb #text-lines
 LONGEST = 2 ** 25        # bytes of a line, characters of a value that is held whole
 UNPACKED = 2 ** 26, 40   # bytes that any packed file may unpack to, and times its size beyond them
+LARGEST = 2 ** 29        # bytes of a file that is read as a whole
 ZEROS = bytes(2 ** 20)
 
 class TextBytes(io.RawIOBase):
@@ -76,10 +77,10 @@ def text_stream(
 ):
     "An upstream text file as a stream of bytes; CorpusError if it cannot be opened or unpacked, or is no text."
     try:
-        if os.path.exists(file) and not os.path.isfile(file): raise OSError("a folder or a device")
+        size = regular(file)
         with open(file, "rb", buffering=0) as content:
             if Path(file).suffix == ".gz":
-                most = min(most, UNPACKED[0] + UNPACKED[1] * os.path.getsize(file))
+                most = min(most, UNPACKED[0] + UNPACKED[1] * size)
                 content = gzip.GzipFile(fileobj=io.BufferedReader(TextBytes(content), len(ZEROS)))
             stream = io.BufferedReader(TextBytes(content, most, **lines), len(ZEROS))
             if stream.peek(3).startswith(codecs.BOM_UTF8): stream.read(3)
@@ -92,7 +93,7 @@ def text_lines(file, ended: bool = False):
     return text_stream(file, lines=True, ended=ended)
 
 # %% ../../nbs/20_frames.ipynb #read-json
-def read_json(file, most: int = 2 ** 29):
+def read_json(file, most: int = LARGEST):
     "Content of a JSON file, packed or not; CorpusError if it is not JSON, or larger than `most` bytes."
     with text_stream(file, most) as content:
         try:
@@ -220,17 +221,12 @@ def read_json_lines(file) -> list:
     return list(json_lines(file))
 
 # %% ../../nbs/20_frames.ipynb #plainunpickler
-class _PlainUnpickler(pickle.Unpickler):
-    "Unpickles containers, strings and numbers; any class or function is refused before it is imported."
-    def find_class(self, module, name):
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}; only containers, strings and numbers are read")
-
 def read_pickle(file):
     "Content of a pickle of plain values; CorpusError for anything else, and nothing in it is executed."
     try:
-        with open(file, "rb") as stream:
-            return _PlainUnpickler(stream, encoding="latin-1").load()
-    except Exception as error:  # a damaged pickle can raise nearly anything
+        if regular(file) > LARGEST: raise ValueError(f"it is larger than {LARGEST:,} bytes")
+        return plain_pickle(Path(file).read_bytes())
+    except (OSError, ValueError) as error:
         raise CorpusError(file, problem=f"not a pickle of plain values: {error}") from None
 
 # %% ../../nbs/20_frames.ipynb #shown
