@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import wraps
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..boxes import iou
+from ..fields import Count, Fraction, Rate, Seed, Size, Within, check_fields
 from .store import Regions
 
 # %% ../../nbs/33_detector.ipynb #detectorconfig
@@ -29,7 +31,8 @@ STRIDE = 4  # pixels per cell of the feature map, along each side
 # %% ../../nbs/33_detector.ipynb #detectorconfig-class
 @dataclass(frozen=True)
 class DetectorConfig:
-    """What a detector is and how it is trained; the defaults fit the pictures of the miniature world.
+    """What a detector is and how it is trained; the defaults fit the pictures of the miniature world. ValueError for
+    what a field cannot be.
 
     - `channels`: of the backbone, at half and at quarter resolution
     - `dilations`: of its residual convolutions: how far a cell looks around
@@ -43,17 +46,19 @@ class DetectorConfig:
     - `learning_rate`: highest of the training
     - `seed`: of weights and order
     """
-    channels: tuple[int, int] = (24, 48)
-    dilations: tuple[int, ...] = (1, 2, 3)
-    bins: int = 4
-    feature_dim: int = 64
-    boxes: int = 24
-    score: float = 0.05
-    overlap: float = 0.7
-    epochs: int = 12
-    batch_size: int = 16
-    learning_rate: float = 3e-3
-    seed: int = 0
+    channels: tuple[Size, Size] = (24, 48)
+    dilations: tuple[Size, ...] = (1, 2, 3)
+    bins: Annotated[int, Within(1, 256)] = 4
+    feature_dim: Size = 64
+    boxes: Size = 24
+    score: Fraction = 0.05
+    overlap: Fraction = 0.7
+    epochs: Count = 12
+    batch_size: Size = 16
+    learning_rate: Rate = 3e-3
+    seed: Seed = 0
+
+    def __post_init__(self): check_fields(self)
 
 # %% ../../nbs/33_detector.ipynb #naming
 @contextmanager

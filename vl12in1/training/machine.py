@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils import get_total_norm
 
 from ..processes import Processes
 
@@ -77,10 +78,14 @@ class Machine:
 
 # %% ../../nbs/54_machine.ipynb #533fdca2
 class ScaledSteps:
-    "The steps of an optimiser when losses went through `scale` first; in all precisions but float16 the same as without."
+    """The steps of an optimiser when losses went through `scale` first; in all precisions but float16 the same as without. A step along
+    a gradient that is not finite is left out.
+
+    - `norms`: of the gradients of all steps so far, but in float16, whose scale is found by steps that are left out
+    """
 
     def __init__(self, optimizer, machine):
-        self.optimizer = optimizer
+        self.optimizer, self.norms = optimizer, []
         self.scaler = torch.amp.GradScaler(torch.device(machine.device).type, enabled=machine.precision == "float16")
 
     def scale(self, loss) -> torch.Tensor:
@@ -88,9 +93,17 @@ class ScaledSteps:
         return self.scaler.scale(loss)
 
     def step(self):
-        "A step along the gradients that there are."
+        "A step along the gradients that there are, if they are finite."
+        if not self.scaler.is_enabled(): self.watch()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    def watch(self):
+        "Note the norm of the gradients, and have the optimiser leave out its step if that is not finite, without waiting for the device."
+        gradients = [parameter.grad for group in self.param_groups for parameter in group["params"] if parameter.grad is not None]
+        norm = get_total_norm(gradients)
+        self.optimizer.found_inf = (~norm.isfinite()).float()  # fused optimisers look there
+        self.norms.append(norm)
 
     def zero_grad(self): self.optimizer.zero_grad()
 

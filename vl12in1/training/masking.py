@@ -9,6 +9,7 @@ __all__ = ['Masking', 'ordinary_pieces', 'mask_words', 'mask_regions', 'hide', '
 # %% ../../nbs/59_masking.ipynb #b2358851
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from ..boxes import iou
+from ..fields import Count, Fraction, check_fields
 from ..model.interface import mask_of, pad
 from ..model.pretraining import REGION_LOSSES, PretrainingBatch
 from ..examples.batches import Examples
@@ -24,7 +26,7 @@ from .evaluation import outputs
 # %% ../../nbs/59_masking.ipynb #masking
 @dataclass(frozen=True)
 class Masking:
-    """What is hidden of a picture and its caption, and what is asked.
+    """What is hidden of a picture and its caption, and what is asked. ValueError for what a field cannot be.
 
     - `words`, `regions`: fractions of the word pieces and of the regions that are asked for
     - `overlap`: what overlaps a hidden region by more than this (IoU) is hidden, too; None: it is not
@@ -33,20 +35,15 @@ class Masking:
     - `region_target`: what is asked of a region, a key of `REGION_LOSSES`
     - `negatives`: how many other regions to tell it from, if that is "contrast"
     """
-    words: float = .15
-    regions: float = .15
-    overlap: float | None = .4
-    mismatched: float = .5
+    words: Fraction = .15
+    regions: Fraction = .15
+    overlap: Fraction | None = .4
+    mismatched: Fraction = .5
     mismatched_masks: bool = False
-    region_target: str = "classes"
-    negatives: int = 127
+    region_target: Literal[*REGION_LOSSES] = "classes"
+    negatives: Count = 127
 
-    def __post_init__(self):
-        if self.region_target not in REGION_LOSSES:
-            raise ValueError(f"region_target {self.region_target!r}: not in {list(REGION_LOSSES)}")
-        for name in ("words", "regions", "mismatched"):
-            fraction = getattr(self, name)
-            if not 0 <= fraction <= 1: raise ValueError(f"{name} {fraction}: a fraction is from 0 to 1")
+    def __post_init__(self): check_fields(self)
 
 # %% ../../nbs/59_masking.ipynb #ordinary-pieces
 @lru_cache(maxsize=8)

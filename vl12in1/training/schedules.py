@@ -8,9 +8,12 @@ __all__ = ['RoundRobin', 'mixing_weights', 'Proportional', 'Curriculum', 'StopAn
 # %% ../../nbs/52_schedules.ipynb #2e320741
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
+
+from ..fields import Within, check_fields
 
 # %% ../../nbs/52_schedules.ipynb #schedule
 class Schedule:
@@ -94,14 +97,16 @@ class StopAndGo:
     - `cooling`: validations of the cooldown still to come
     - `stopped`: whether the task is held back
     """
-    patience: int = 1
-    threshold: float = .001
-    continue_threshold: float = .005
-    cooldown: int = 1
-    best: float = -math.inf
-    bad: int = 0
-    cooling: int = 0
-    stopped: bool = False
+    patience: Annotated[int, Within(0)] = 1
+    threshold: Annotated[float, Within(0)] = .001
+    continue_threshold: Annotated[float, Within(0)] = .005
+    cooldown: Annotated[int, Within(0)] = 1
+    best: float = field(default=-math.inf, init=False)
+    bad: int = field(default=0, init=False)
+    cooling: int = field(default=0, init=False)
+    stopped: bool = field(default=False, init=False)
+
+    def __post_init__(self): check_fields(self)
 
     def observe(self, score) -> bool:
         "Take note of the next validation score (0 or above, higher is better); returns `stopped`."

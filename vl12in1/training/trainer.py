@@ -14,6 +14,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 import torch
@@ -24,10 +25,11 @@ from ..examples.batches import Examples
 from ..model import PRESETS, CheckpointError, TwelveInOne, parameter_groups
 from ..model.interface import method_of, split
 from ..model.saving import Assets
+from ..fields import Count, Fraction, Rate, Seed, Size, Within, check_fields
 from ..processes import add_up
 from ..tasks import TASKS, TRAINABLE
 from .balancing import InTurn, ScaledLosses
-from .evaluation import head_scores
+from .evaluation import NotFinite, head_scores
 from .feed import Readers, TrainingBatches, generator
 from .machine import Machine, ScaledSteps
 from .schedules import linear_warmup
@@ -35,7 +37,7 @@ from .schedules import linear_warmup
 # %% ../../nbs/57_trainer.ipynb #trainingconfig
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a run is trained; the schedule and the tasks come beside it.
+    """How a run is trained; the schedule and the tasks come beside it. ValueError for what a field cannot be.
 
     - `iterations`: visits to every task
     - `learning_rate`: of the encoder, at the peak of the warm-up, for the slower tasks
@@ -48,18 +50,20 @@ class TrainingConfig:
     - `checkpoint_every`: iterations between two checkpoints
     - `seed`: of the order of examples, negatives and dropout
     """
-    iterations: int
-    learning_rate: float = 2e-5
-    head_learning_rate: float = 1e-4
-    weight_decay: float = .01
-    beta2: float = .999
-    epsilon: float = 1e-6
-    warmup: float = .1
-    batch_fraction: float = 1.
-    batch_minimum: int = 1
-    validate_every: float = 1.
-    checkpoint_every: int = 1000
-    seed: int = 0
+    iterations: Count
+    learning_rate: Rate = 2e-5
+    head_learning_rate: Rate = 1e-4
+    weight_decay: Annotated[float, Within(0)] = .01
+    beta2: Annotated[float, Within(0, below=1)] = .999
+    epsilon: Rate = 1e-6
+    warmup: Fraction = .1
+    batch_fraction: Annotated[float, Within(above=0, most=1000)] = 1.
+    batch_minimum: Size = 1
+    validate_every: Rate = 1.
+    checkpoint_every: Count = 1000
+    seed: Seed = 0
+
+    def __post_init__(self): check_fields(self)
 
     def batch_size(self, task) -> int:
         "Examples per step of a task (name)."
@@ -165,7 +169,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, betas=(.9, config.beta2), eps=config.epsilon, fused=True)
         self.scaled = ScaledSteps(self.optimizer, self.machine)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.iteration, self.history, self.pending, self.waiting = 0, [], [], 0.
+        self.iteration, self.saved, self.history, self.pending, self.waiting = 0, 0, [], [], 0.
         self.steps, self.losses = dict.fromkeys(feeds, 0), {task: [0., 0] for task in feeds}
 
 # %% ../../nbs/57_trainer.ipynb #e5700017
@@ -195,9 +199,10 @@ def iterate(self, iteration, readers):
     tasks = list(self.schedule.tasks_at(iteration))
     for place, task in enumerate(tasks): self.descend(task, readers.take(task, (tasks[place + 1:] + tasks)[:AHEAD]))
     self.gradients.end(self.scaled, self.sum_gradients)
-    for task, loss in self.pending: self.count(task, loss.item())
-    self.pending = []
     self.iteration = iteration + 1
+    for task, loss in self.pending: self.count(task, loss.item())
+    self.check_gradients()
+    self.pending = []
     self.validate()
 
 # %% ../../nbs/57_trainer.ipynb #set-rates
@@ -233,11 +238,14 @@ def descend(self, task, batch):
     self.pending.append((task, total))
 
 # %% ../../nbs/57_trainer.ipynb #count
+LARGEST_WEIGHT = torch.finfo(torch.float16).max  # 65504: what half precision can hold; weights that have learned something are far below
+
 @method_of(Trainer)
 def diverged(self, what) -> FloatingPointError:
-    "The error that ends a run, with `what` is not finite."
+    "The error that ends a run in which `what` has happened: where, when, what to do, and what is left."
     rates = f"learning_rate ({self.config.learning_rate:g}) or head_learning_rate ({self.config.head_learning_rate:g})"
-    return FloatingPointError(f"iteration {self.iteration + 1}: {what}; training has diverged, lower {rates}")
+    left = f"{self.folder / 'checkpoint.pt'} is of iteration {self.saved}" if self.saved else "no checkpoint was written before"
+    return FloatingPointError(f"{self.folder}, iteration {self.iteration}: {what}; training has diverged, lower {rates}; {left}")
 
 @method_of(Trainer)
 def count(self, task, loss):
@@ -248,20 +256,29 @@ def count(self, task, loss):
     self.steps[task] += 1
 
 @method_of(Trainer)
+def check_gradients(self):
+    "FloatingPointError if a gradient of this iteration is not finite; no step was taken along it."
+    norms, self.scaled.norms = self.scaled.norms, []
+    if norms and not torch.stack(norms).isfinite().all():
+        raise self.diverged(f"a gradient of {', '.join(task for task, _ in self.pending)} is not finite")
+
+@method_of(Trainer)
 def check_weights(self):
-    "FloatingPointError that names the first weight that is not finite, if there is one."
-    for name, weight in self.model.named_parameters():
-        if not weight.isfinite().all(): raise self.diverged(f"{name} has numbers that are not finite")
+    "FloatingPointError that names the first weight that is not finite, or out of all proportion, if there is one."
+    for name, weight in self.step.named_parameters():
+        if not torch.linalg.vector_norm(weight.detach(), math.inf) <= LARGEST_WEIGHT:
+            raise self.diverged(f"{name.removeprefix('model.')} has numbers that are not finite, or above {LARGEST_WEIGHT:g}")
 
 # %% ../../nbs/57_trainer.ipynb #validate
 @method_of(Trainer)
 def validate(self):
     "Validate the tasks whose turn it is, tell the schedule, and write a line of history for each."
     last = self.iteration == self.config.iterations
-    if last: self.check_weights()
+    if last or self.iteration % self.config.checkpoint_every == 0: self.check_weights()
     for task, feed in self.feeds.items():
         if self.iteration % feed.every and not last: continue
-        score = float(head_scores(self.model, feed.val, self.machine).mean())
+        try: score = float(head_scores(self.model, feed.val, self.machine).mean())
+        except NotFinite as error: raise self.diverged(error) from None
         self.schedule.observe(task, score)
         total, n = self.losses[task]
         self.losses[task] = [0., 0]
