@@ -251,7 +251,7 @@ def test_a_store_without_classes(tmp_path, frame):
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="region_target 'pixels'"): Masking(region_target="pixels")
+    with pytest.raises(ValueError, match="region_target is 'pixels', not one of classes"): Masking(region_target="pixels")
     with pytest.raises(ValueError, match="mismatched 1.5"): Masking(mismatched=1.5)
 
 

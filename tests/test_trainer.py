@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import toy
+from faults.children import forked
 from vl12in1.examples.batches import Examples
 from vl12in1.model import CheckpointError
 from vl12in1.training.machine import Machine, ScaledSteps
@@ -254,3 +255,65 @@ def test_in_every_precision_a_run_learns_the_same(tmp_path, precision):
     losses, here = losses_on(tmp_path / "other", Machine(precision=precision), iterations=20)
     np.testing.assert_allclose(losses, expected, rtol=.1, atol=.05)
     assert all(weight.dtype == torch.float32 for weight in here.values())
+
+
+# --- what is left when something fails
+
+@pytest.mark.parametrize("change, words", [
+    (lambda run: setattr(run, "rates", [1e6] * len(run.rates)), "has numbers|is not finite|the loss of"),
+    (lambda run: setattr(run, "rates", [1e38] * len(run.rates)), "has numbers|is not finite|the loss of"),
+    (lambda run: run.model.heads["ground"].classifier.weight.register_hook(lambda gradient: gradient * np.nan),
+     "a gradient of refcoco is not finite")], ids=["rate", "largest rate", "gradient"])
+def test_a_run_that_diverges_says_where_and_keeps_its_last_good_checkpoint(tmp_path, change, words):
+    toy.trainer(tmp_path, tasks=("refcoco",), iterations=20, checkpoint_every=2, identity={}).run()
+    good = (tmp_path / "run/checkpoint.pt").read_bytes()
+    run = toy.trainer(tmp_path, tasks=("refcoco",), iterations=40, checkpoint_every=2)
+    change(run)
+    with pytest.raises(FloatingPointError, match=words) as error: run.run()
+    assert f"{tmp_path / 'run'}, iteration 21" in str(error.value) or "iteration 22" in str(error.value)
+    assert f"{tmp_path / 'run/checkpoint.pt'} is of iteration 20" in str(error.value)
+    assert (tmp_path / "run/checkpoint.pt").read_bytes() == good
+
+
+@pytest.mark.parametrize("gradients", ["in_turn", "sum"])
+def test_no_step_is_taken_along_a_gradient_that_is_not_finite(tmp_path, gradients):
+    from vl12in1.training.balancing import GRADIENTS
+    run = toy.trainer(tmp_path, iterations=3)
+    run.gradients = GRADIENTS[gradients](run.model)
+    run.model.heads["ground"].classifier.weight.register_hook(lambda gradient: gradient * np.inf)
+    with pytest.raises(FloatingPointError, match="a gradient of .*refcoco.* is not finite"): run.run()
+    assert all(weight.isfinite().all() for weight in run.model.parameters())
+    assert run.history == [] and not (tmp_path / "run/checkpoint.pt").exists()
+
+
+def test_an_answer_that_is_no_number_is_no_score(tmp_path):
+    run = toy.trainer(tmp_path, tasks=("refcoco",), iterations=2, validate_every=.1)
+    run.model.encoder.register_forward_hook(lambda encoder, _, said: setattr(said, "image", said.image if encoder.training else said.image * np.nan))
+    with pytest.raises(FloatingPointError, match="iteration 1: what the model says of refcoco is not finite"): run.run()
+    assert run.history == []
+
+
+def spoil(path): path.write_bytes(path.read_bytes()[:1000])
+
+
+def test_a_damaged_checkpoint_is_left_out_for_the_one_before(tmp_path, undisturbed):
+    toy.trainer(tmp_path, checkpoint_every=5, iterations=12).run()
+    spoil(tmp_path / "run/checkpoint.pt")
+    again = toy.trainer(tmp_path)
+    with pytest.warns(UserWarning, match="checkpoint.pt: damaged.* goes on from .*previous.pt, iteration 10"): again.run()
+    for name, tensor in weights(again).items(): assert torch.equal(tensor, undisturbed[1][name]), name
+
+
+def test_two_damaged_checkpoints_are_both_named(tmp_path):
+    toy.trainer(tmp_path, checkpoint_every=2, iterations=4).run()
+    for name in ("checkpoint.pt", "previous.pt"): spoil(tmp_path / "run" / name)
+    with pytest.raises(CheckpointError, match="checkpoint.pt: damaged.*delete it.*previous.pt: damaged.*delete it"): toy.trainer(tmp_path).run()
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
+    toy.trainer(tmp_path, iterations=3, checkpoint_every=3).run()
+    good = (tmp_path / "run/checkpoint.pt").read_bytes()
+    ended = forked(toy.trainer(tmp_path, iterations=6, checkpoint_every=2).run, seconds=60, largest=100_000)
+    assert ended.status and "OSError: [Errno 27] File too large" in ended.error and "checkpoint.pt'" in ended.error
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint.pt"]
+    assert (tmp_path / "run/checkpoint.pt").read_bytes() == good

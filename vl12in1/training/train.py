@@ -17,6 +17,8 @@ import torch
 
 import vl12in1
 from ..examples.batches import Examples, Sources
+from ..files import written
+from ..weights import read_json
 from ..examples.stored import read_frames
 from ..model import TwelveInOne
 from ..tasks import TASKS
@@ -72,7 +74,10 @@ def identity_of(run, tasks, seed, training, begin, followed, machine, root) -> d
 def followed_by(run, root) -> list[dict]:
     "The models of the run that `run` follows, as its report has them; none if the entry names no run."
     if not run.after: return []
-    return json.loads((Path(root) / f"reports/runs/{run.after}.json").read_text())["trained"]
+    report = Path(root) / f"reports/runs/{run.after}.json"
+    trained = read_json(report).get("trained")
+    if not isinstance(trained, list): raise ValueError(f"{report}: no report of a run; train {run.after!r} again")
+    return trained
 
 def of_seed(trained, seed) -> list[dict]:
     "Those of the models `trained` that have this seed; all of them if none has."
@@ -148,6 +153,7 @@ def train_run(name, study, root) -> dict:
     job, processes = Job.open(name, study, root), Processes.join()
     folder, report = job.root / "runs" / name, job.root / f"reports/runs/{name}.json"
     if processes.writes:
+        report.unlink(missing_ok=True)  # of models that are gone
         shutil.rmtree(folder / "models", ignore_errors=True)
         (folder / "models").mkdir(parents=True)  # a stage's output, even if no task is there
     models = models_of(job.run, job.examples, study["seeds"][job.run.seeds])
@@ -155,6 +161,6 @@ def train_run(name, study, root) -> dict:
     wait(processes)
     if processes.writes:
         report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(json.dumps(record, indent=1) + "\n")
+        with written(report) as part: part.write_text(json.dumps(record, indent=1) + "\n")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return record

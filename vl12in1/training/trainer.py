@@ -9,7 +9,6 @@ __all__ = ['TrainingConfig', 'Feed', 'build_model', 'Trainer', 'digest', 'finger
 import hashlib
 import json
 import math
-import os
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from ..examples.batches import Examples
 from ..model import PRESETS, CheckpointError, TwelveInOne, parameter_groups
 from ..model.interface import method_of, split
 from ..model.saving import Assets
+from ..files import written
 from ..fields import Count, Fraction, Rate, Seed, Size, Within, check_fields
 from ..processes import add_up
 from ..tasks import TASKS, TRAINABLE
@@ -314,14 +314,21 @@ def restore(self, state):
     for name, part in self.parts().items(): part.load_state_dict(state[name])
 
 # %% ../../nbs/57_trainer.ipynb #e5700012
+CHECKPOINTS = ("checkpoint.pt", "previous.pt")  # the newest, and the one before
+
 @method_of(Trainer)
 def save(self):
-    "Write the checkpoint, in one move."
+    "Write the checkpoint, in one move. OSError that names it if it cannot be written; those that there are stay."
     if not self.machine.processes.writes: return
-    path = self.folder / "checkpoint.pt"
     self.folder.mkdir(parents=True, exist_ok=True)
-    torch.save(self.state(), path.with_suffix(".part"))
-    os.replace(path.with_suffix(".part"), path)
+    newest, previous = (self.folder / name for name in CHECKPOINTS)
+    with written(newest) as part:
+        try:
+            with part.open("wb") as file: torch.save(self.state(), file)
+        except RuntimeError as error:  # of PyTorch's writer, which says nothing of the disk
+            raise error.__context__ if isinstance(error.__context__, OSError) else OSError(f"{newest}: {_reason(error)}") from None
+        if newest.exists(): newest.replace(previous)
+    self.saved = self.iteration
 
 # %% ../../nbs/57_trainer.ipynb #fingerprint
 def digest(thing) -> str:
@@ -359,17 +366,31 @@ def read_checkpoint(path, device) -> dict:
 
 # %% ../../nbs/57_trainer.ipynb #resume
 @method_of(Trainer)
-def resume(self):
-    """Continue from the folder's checkpoint if it belongs to this very run; otherwise begin, with a warning of what changed.
-    CheckpointError if it is damaged, or claims to belong to this run and does not fit."""
-    path = self.folder / "checkpoint.pt"
-    if not path.exists(): return
+def continue_from(self, path):
+    """Put back what a checkpoint holds if it belongs to this very run; otherwise begin, with a warning of what changed. CheckpointError
+    if it is damaged, or claims to belong to this run and does not fit."""
     state = read_checkpoint(path, self.machine.device)
     then = state["identity"] if isinstance(state["identity"], dict) else {"form of the checkpoint": ""}  # of an earlier version
     changed = differing(then, self.identity)
     if changed:
         warnings.warn(f"{path} is not continued and training begins anew, because this has changed: {', '.join(changed)}")
         return
-    try: self.restore(state)
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+    try:
+        self.restore(state)
+        self.check_weights()
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, FloatingPointError) as error:
         raise CheckpointError(f"{path}: does not fit this run ({_reason(error)}); delete it, and training begins anew") from None
+    self.saved = self.iteration
+
+@method_of(Trainer)
+def resume(self):
+    "Continue from the folder's newest checkpoint, or if that is damaged from the one before, with a warning. CheckpointError if all are."
+    damaged = []
+    for path in (self.folder / name for name in CHECKPOINTS):
+        if not path.exists(): continue
+        try: self.continue_from(path)
+        except CheckpointError as error: damaged.append(str(error))
+        else:
+            if damaged: warnings.warn(f"{damaged[0]}: it is left out, and training goes on from {path}, iteration {self.iteration}")
+            return
+    if damaged: raise CheckpointError("; ".join(damaged))
