@@ -102,7 +102,7 @@ def armed(attack, path):
 def test_a_hostile_pickle_is_refused_and_named(tmp_path, attack, name):
     bad = record(2) | {"features": armed(ATTACKS[attack], tmp_path / "broken-into")}
     writer = published.write_npy if "npy" in name else published.write_lmdb
-    with pytest.raises(StoreError, match=f"files/{name}: image '2': .*(refused: its pickle asks for|an array of type)"):
+    with pytest.raises(StoreError, match=f"files/{name}: image '2': .*(its pickle cannot be read .it asks for|an array of type)"):
         imported(tmp_path, name, [record(1), bad, record(3)], writer)
     assert not (tmp_path / "broken-into").exists() and "antigravity" not in sys.modules
     report = import_features(find_features(tmp_path / "files"), tmp_path / "store", on_error="skip")
@@ -115,7 +115,7 @@ def test_a_pickle_cannot_change_what_reads_the_next_one():
     "BUILD with a pair sets attributes of whatever was named before it."
     for name in ("cnumpy\ndtype\n", "cnumpy\nndarray\n", "c_codecs\nencode\n"):
         for attribute in ("__code__", "__defaults__", "plain", "encode", "__setstate__", "__class__"):
-            with pytest.raises((AttributeError, TypeError)): loads(f"{name}(N}}S'{attribute}'\nNstb.".encode())
+            with pytest.raises(ValueError, match="a state"): loads(f"{name}(N}}S'{attribute}'\nNstb.".encode())
     test_arrays_survive(2, "<f4")
 
 

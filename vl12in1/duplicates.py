@@ -6,7 +6,6 @@
 __all__ = ['FLAT', 'perceptual_hashes', 'stored_hashes', 'near_duplicates']
 
 # %% ../nbs/39_duplicates.ipynb #3856d39c
-import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from math import comb, log2
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
+from .files import open_picture, written
 from .processes import Processes, divide, wait_for
 
 # %% ../nbs/39_duplicates.ipynb #hashing-library
@@ -32,10 +31,10 @@ _thumbnail = (128, 128)  # a JPEG is decoded at the smallest of its scales that 
 def _fingerprint(file, phash) -> tuple[int, float, str]:
     "Hash (64 bits), contrast in grey levels, and what is wrong with the file (then the others are 0)."
     try:
-        with Image.open(file) as picture:
+        with open_picture(file) as picture:
             picture.draft("L", _thumbnail)  # JPEG only
             grey = picture.convert("L")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow has no error of its own
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow has no error of its own
         return 0, 0.0, f"{file}: cannot be read ({error})"
     bits = np.packbits(phash(grey).hash)
     return int.from_bytes(bits.tobytes(), "big"), float(np.asarray(grey.resize((32, 32))).std()), ""
@@ -53,9 +52,8 @@ def perceptual_hashes(images: dict[str, Path], workers: int = 4) -> pd.DataFrame
 # %% ../nbs/39_duplicates.ipynb #39a00002
 def _hash_part(images: dict, path: Path, workers: int):
     "Write the hashes of `images` to `path`, in one step."
-    temporary = path.with_suffix(f".{os.getpid()}")
-    perceptual_hashes(images, workers).to_parquet(temporary)
-    os.replace(temporary, path)
+    table = perceptual_hashes(images, workers)
+    with written(path) as part: table.to_parquet(part)
 
 def _read_part(path: Path, keys: list[str]) -> pd.DataFrame:
     "The hashes in `path`; ValueError unless they are those of the pictures `keys`."

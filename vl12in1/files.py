@@ -89,30 +89,31 @@ _operations = "|".join([
     r"[pg]\d{1,7}\n", r"[IL]-?\d{1,18}L?\n", r"F[^\n]{1,30}\n", r"V[^\n]*\n", r"S'[^\n]*'\n", r'S"[^\n]*"\n'])  # protocol 0: lines
 _simple = re.compile(rf"(?s)(?:\x80.)?(?:{_operations})*+\.".encode("latin1"))
 
-# %% ../nbs/03a_files.ipynb #03af0023
-DEEPEST = 100  # containers within containers
-_containers, _texts = {list, dict, tuple}, {str, bytes, bytearray}
-
-def weigh(value, known: dict, depth: int = 0) -> int:
-    "Values (and 16ths of texts) that a walk through a value meets; `known`: id of a container -> its weight. ValueError if nested deeply."
-    if type(value) in _texts: return 1 + len(value) // 16
-    if type(value) not in _containers: return 1
-    if id(value) in known: return known[id(value)]
-    if depth == DEEPEST: raise ValueError(f"containers nested more than {DEEPEST} deep")
-    items, total = (*value, *value.values()) if type(value) is dict else value, 1 + len(value)
-    for item in items:
-        kind = type(item)
-        if kind in _texts: total += len(item) // 16
-        elif kind in _containers: total += weigh(item, known, depth + 1)
-    known[id(value)] = total
-    return total
-
 # %% ../nbs/03a_files.ipynb #03af0026
 class StandIn:
     "Takes the place of an object that a pickle asks for; subclasses make of its arguments, `__setstate__` of its state, what they need."
     def __init__(self, *_): pass
     def __setstate__(self, state): pass
     def __setitem__(self, key, value): pass
+
+# %% ../nbs/03a_files.ipynb #03af0023
+DEEPEST = 100  # containers within containers
+_containers, _texts, _numbers = {list, dict, tuple}, {str, bytes, bytearray}, {int, float, bool, type(None)}
+
+def weigh(value, known: dict, depth: int = 0) -> int:
+    "Values (and 8ths of texts) that a walk through a value meets; `known`: id of a container -> its weight. ValueError if nested deeply."
+    if type(value) in _texts: return 1 + len(value) // 8
+    if isinstance(value, StandIn): value = vars(value)
+    if type(value) not in _containers: return 1
+    if id(value) in known: return known[id(value)]
+    if depth == DEEPEST: raise ValueError(f"containers nested more than {DEEPEST} deep")
+    items, total = (*value, *value.values()) if type(value) is dict else value, 1 + len(value)
+    for item in items:
+        kind = type(item)
+        if kind in _texts: total += len(item) // 8
+        elif kind not in _numbers: total += weigh(item, known, depth + 1)
+    known[id(value)] = total
+    return total
 
 # %% ../nbs/03a_files.ipynb #03af0027
 class _Bounded:
@@ -161,7 +162,7 @@ class _Machine(_python):
         if self.room < 0: raise ValueError("what it builds has no relation to its length")
 
 # %% ../nbs/03a_files.ipynb #03af0031
-_scalars = {str, bytes, int, float, bool, type(None)}
+_scalars = {str, bytes, *_numbers}
 
 def _hashable(key) -> bool:
     "Is it a text, a number, or a tuple of few of them?"

@@ -7,15 +7,16 @@ __all__ = ['PROBLEMS', 'CheckpointError', 'Tensors', 'open_tensors', 'write_tens
 
 # %% ../nbs/04_weights.ipynb #04imp
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from .files import written
 
 # %% ../nbs/04_weights.ipynb #checkpointerror
 class CheckpointError(ValueError):
@@ -107,14 +108,11 @@ def open_tensors(weights, entry: str = "") -> Tensors:
 # %% ../nbs/04_weights.ipynb #write-tensors
 def write_tensors(state, path: Path):
     "Writes what `open_tensors` reads: `.safetensors`, where no two names may share memory, else as PyTorch saves a state dict."
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    part.touch()
-    mode = part.stat().st_mode
-    if path.suffix == ".safetensors": save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
-    else: torch.save(state, part)
-    part.chmod(mode)
-    os.replace(part, path)
+    with written(path) as part:
+        try:
+            if path.suffix == ".safetensors": save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
+            else: torch.save(state, part)
+        except (RuntimeError, SafetensorError) as error: raise OSError(f"{path}: cannot be written ({error}); is the disk full?") from None
 
 # %% ../nbs/04_weights.ipynb #read-text
 LARGEST = 2 ** 26  # bytes of a file beside the weights; BERT's vocabulary takes a quarter of a million

@@ -9,7 +9,6 @@ __all__ = ['NLVR2', 'SNLI_VE', 'COCO', 'FLICKR30K', 'FORMATS', 'SubmissionError'
 
 # %% ../../nbs/62_submissions.ipynb #2024bbe1
 import json
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..boxes import to_fractions, xywh_to_xyxy
+from ..files import written
 from ..tasks import TASKS
 
 # %% ../../nbs/62_submissions.ipynb #submissionerror
@@ -227,9 +227,7 @@ def write_submission(task, frame, predictions, folder) -> Path:
     text = form.dumps(records)
     predictions_from(form, records_from(form, text, file), frame, file)
     folder.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_bytes(text.encode())
-    os.replace(part, file)
+    with written(file) as part: part.write_bytes(text.encode())
     return file
 
 # %% ../../nbs/62_submissions.ipynb #write-items

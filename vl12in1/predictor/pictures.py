@@ -8,7 +8,6 @@ __all__ = ['KEPT', 'PictureDetector', 'record_of', 'learned_from', 'open_detecto
 # %% ../../nbs/65_pictures.ipynb #65pict03
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +15,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from ..files import written
 from ..model import CheckpointError
 from ..regions import Regions, RegionStore
 from ..regions.detector import as_picture
@@ -93,9 +93,7 @@ def save_regions(regions: Regions, path: Path):
     "Writes what `load_regions` reads."
     arrays = dict(features=regions.features, boxes=regions.boxes, size=np.array([regions.width, regions.height]))
     if regions.class_probs is not None: arrays["class_probs"] = regions.class_probs
-    part = path.with_suffix(f".{os.getpid()}")
-    with open(part, "wb") as file: np.savez(file, **arrays)
-    os.replace(part, path)
+    with written(path) as part, open(part, "wb") as file: np.savez(file, **arrays)
 
 def load_regions(path: Path) -> Regions | None:
     "The regions in a file; None if there is none, or it is damaged."

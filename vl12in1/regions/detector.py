@@ -23,6 +23,7 @@ from torch import nn
 
 from ..boxes import iou
 from ..fields import Count, Fraction, Rate, Seed, Size, Within, check_fields
+from ..files import open_picture, written
 from .store import Regions
 
 # %% ../../nbs/33_detector.ipynb #detectorconfig
@@ -65,12 +66,12 @@ class DetectorConfig:
 def _naming(path):
     "Whatever goes wrong with a picture in here becomes an OSError that names its file."
     try: yield
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         raise OSError(f"{path}: cannot be read as a picture ({error}); replace the file, then run this again") from None
 
 def picture_size(path) -> tuple[int, int]:
     "(height, width) of the picture in a file, from its header."
-    with _naming(path), Image.open(path) as image: return image.size[::-1]
+    with _naming(path), open_picture(path) as image: return image.size[::-1]
 
 # %% ../../nbs/33_detector.ipynb #read-picture
 def rgb(image: Image.Image) -> np.ndarray:
@@ -80,7 +81,7 @@ def rgb(image: Image.Image) -> np.ndarray:
 
 def read_picture(path: str | Path) -> np.ndarray:
     "The picture in a file of any mode: (height, width, 3) uint8; OSError naming the file if there is none."
-    with _naming(path), Image.open(path) as image: return rgb(image)
+    with _naming(path), open_picture(path) as image: return rgb(image)
 
 # %% ../../nbs/33_detector.ipynb #as-picture
 def as_picture(picture) -> np.ndarray:
@@ -309,11 +310,7 @@ def save_detector(detector: Detector, folder: str | Path):
                    "attribute_names": detector.attribute_names}
     (folder / "detector.json").write_text(json.dumps(description, indent=1) + "\n")
     weights = {name: tensor.contiguous().cpu() for name, tensor in detector.modules.state_dict().items()}
-    path = folder / "weights.safetensors"
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(weights, path)
-    path.chmod(mode)  # of any new file; safetensors would keep it from everybody else
+    with written(folder / "weights.safetensors") as part: save_file(weights, part)
 
 def load_detector(folder: str | Path) -> Detector:
     "The detector that `save_detector` wrote into `folder`."

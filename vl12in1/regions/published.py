@@ -9,8 +9,6 @@ __all__ = []
 import ast
 import base64
 import importlib
-import io
-import pickle
 import re
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,10 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..files import StandIn, plain_pickle
 from .store import StoreError
 
 # %% ../../nbs/31_published.ipynb #dtype
-class _DType:
+class _DType(StandIn):
     "Stands in for `numpy.dtype`: letter, size and byte order of plain numbers or texts."
     def __init__(self, code, *_): self.code, self.order = str(code), "|"
     def __setstate__(self, state): self.order = state[1]
@@ -32,36 +31,27 @@ class _DType:
         if not re.fullmatch(r"[<>|=]?[fiubSU]\d{1,6}", self.code): raise ValueError(f"an array of type {self.code!r}")
         return np.dtype(self.code).newbyteorder(self.order)
 
-class _Array:
+class _Array(StandIn):
     "Stands in for `numpy.ndarray`: remembers the state it is given."
-    def __setstate__(self, state): _, self.shape, self.dtype, self.fortran, self.data = state
+    def __setstate__(self, state):
+        _, self.shape, self.dtype, self.fortran, data = state
+        self.data = data.encode("latin1") if isinstance(data, str) else data
 
     def plain(self) -> np.ndarray:
         "The array, read-only."
-        data = self.data.encode("latin1") if isinstance(self.data, str) else self.data
-        return np.frombuffer(data, self.dtype.plain()).reshape(self.shape, order="F" if self.fortran else "C")
+        return np.frombuffer(self.data, self.dtype.plain()).reshape(self.shape, order="F" if self.fortran else "C")
 
 # %% ../../nbs/31_published.ipynb #unpickler
-class _Unpickler(pickle.Unpickler):
-    "Unpickles numbers, texts, lists, dictionaries and NumPy arrays; UnpicklingError for any other name."
-    def find_class(self, module, name):
-        module = module.replace("numpy._core", "numpy.core")
-        allowed = {"numpy.core.multiarray._reconstruct": self.reconstruct, "numpy.core.multiarray.scalar": self.scalar,
-                   "numpy.core.numeric._frombuffer": self.frombuffer, "numpy.dtype": self.dtype,
-                   "numpy.ndarray": self.reconstruct, "_codecs.encode": self.encode, "__builtin__.bytes": self.empty}
-        if function := allowed.get(f"{module}.{name}"): return function
-        raise pickle.UnpicklingError(f"refused: its pickle asks for {module}.{name}, which no array needs")
+def _bytes(data): return data.encode("latin1") if isinstance(data, str) else data
 
-    def reconstruct(self, *_): return _Array()
-    def dtype(self, *arguments): return _DType(*arguments)
-    def scalar(self, dtype, data=b""): return self.frombuffer(data, dtype, (1,), "C")[0]
-    def encode(self, text, encoding="latin1"): return text.encode("latin1")
-    def empty(self): return b""
+def _frombuffer(data, dtype, shape, order):
+    "Arrays in pickles of protocol 5, and numbers."
+    return np.frombuffer(_bytes(data), dtype.plain()).reshape(shape, order=order)
 
-    def frombuffer(self, data, dtype, shape, order):
-        "Arrays in pickles of protocol 5, and numbers."
-        data = data.encode("latin1") if isinstance(data, str) else data
-        return np.frombuffer(data, dtype.plain()).reshape(shape, order=order)
+ARRAYS = {"numpy.dtype": _DType, "numpy.ndarray": _Array, "_codecs.encode": lambda text, *_: _bytes(text), "__builtin__.bytes": lambda: b""}
+for core in "numpy.core", "numpy._core":
+    ARRAYS |= {f"{core}.multiarray._reconstruct": _Array, f"{core}.numeric._frombuffer": _frombuffer,
+               f"{core}.multiarray.scalar": lambda dtype, data=b"": _frombuffer(data, dtype, (1,), "C")[0]}
 
 def _unwrap(value):
     "Arrays for their stand-ins, in a dictionary or a list too."
@@ -71,8 +61,8 @@ def _unwrap(value):
     return value
 
 def loads(data: bytes):
-    "Unpickle a stranger's numbers, texts, lists, dictionaries and arrays (read-only); raises for anything else."
-    return _unwrap(_Unpickler(io.BytesIO(data), encoding="latin1").load())
+    "Unpickle a stranger's numbers, texts, lists, dictionaries and arrays (read-only); ValueError for anything else."
+    return _unwrap(plain_pickle(data, ARRAYS))
 
 # %% ../../nbs/31_published.ipynb #read-npy
 def read_npy(path):
@@ -82,7 +72,7 @@ def read_npy(path):
         size = int.from_bytes(file.read(2 if version == (1, 0) else 4), "little")
         header = ast.literal_eval(file.read(min(size, 10_000)).decode("latin1"))
         if header["descr"] not in ("|O", "O"): return np.load(path, allow_pickle=False)
-        saved = _Unpickler(file, encoding="latin1").load()
+        saved = plain_pickle(file.read(), ARRAYS)
     content = saved.data if isinstance(saved, _Array) else None
     if isinstance(content, list) and len(content) == 1: return _unwrap(content[0])
     raise ValueError("an array of Python objects; expected one dictionary")
@@ -142,7 +132,7 @@ def to_record(fields) -> Record:
 # %% ../../nbs/31_published.ipynb #lmdbreader
 class LmdbReader:
     """Reads an LMDB of pickled dictionaries: a folder with `data.mdb`, or one file. `lmdb.Error` if it is none or
-    damaged; `read` raises ValueError for a record that is missing or incomplete, UnpicklingError for a hostile one."""
+    damaged; `read` raises ValueError for a record that is missing or incomplete, and for a hostile one."""
     def __init__(self, path):
         self.path, self.env, self.used = Path(path), None, 0
         self.get(b"keys")  # so that a damaged file is an error here

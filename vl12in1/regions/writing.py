@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..files import written
 from .store import COLUMNS, FIELDS, SCHEMA, Regions, StoreError, check_sizes, listed_files, read_manifest
 
 # %% ../../nbs/30a_writing.ipynb #half
@@ -116,9 +117,7 @@ class _Shard:
 # %% ../../nbs/30a_writing.ipynb #write-manifest
 def _write_manifest(folder: Path, manifest: dict):
     "Write `manifest.json` in one step, after everything that it describes."
-    temporary = folder / "manifest.json.part"
-    temporary.write_text(json.dumps(manifest, indent=1) + "\n")
-    os.replace(temporary, folder / "manifest.json")
+    with written(folder / "manifest.json") as part: part.write_text(json.dumps(manifest, indent=1) + "\n")
 
 def _described(path: Path) -> dict:
     "Name, size and digest of a file, as the manifest lists them."
@@ -178,7 +177,7 @@ def _claim(folder: Path, header: dict) -> list:
         raise StoreError(f"{folder}: already holds a complete region store; delete the folder to write it again")
     records = list(_journal_records(folder / JOURNAL))
     if not records:
-        for pattern in [*(f"{field}-*.bin" for field in FIELDS), "index.parquet", "manifest.json.part"]:
+        for pattern in [*(f"{field}-*.bin" for field in FIELDS), "index.parquet"]:
             for path in folder.glob(pattern): path.unlink()
         return []
     first_line = records[0][0]

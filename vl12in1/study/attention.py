@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageFilter
+from PIL import ImageFilter
 
 from ..boxes import iou
 from ..examples.batches import Examples
 from ..examples.text import join_pieces
 from ..extras import extra
+from ..files import open_picture
 from ..model import TwelveInOne
 from .plots import add_heading, empty_figure, listed
 from ..tasks import TASKS
@@ -310,7 +311,7 @@ def attention_figure(
     figure = Figure(figsize=(2.1 * (widest + 2.2), 1.9 + sum(heights)), layout="constrained")
     blocks = figure.subfigures(len(examples), 1, squeeze=False, height_ratios=heights)[:, 0]
     for block, example in zip(blocks, examples):
-        _attention_block(block, example, Image.open(Path(folder) / example["picture"]))
+        _attention_block(block, example, open_picture(Path(folder) / example["picture"]))
     _attention_legend(figure)
     caption = f"Attention in the co-attention layers of run “{run}”, %; the first examples of a random order that it gets right, on {data}."
     add_heading(figure, attention_finding(examples), caption)
