@@ -19,6 +19,7 @@ REASONS = {  # why -> file -> calls
         "nbs/study/benchmark_features.ipynb": ["pickle.loads"], "tests/test_asked_study.py": ["PIL.Image.open"],
         "tests/test_asking.py": ["PIL.Image.open"], "tests/test_checkpoints.py": ["torch.load"],
         "tests/test_duplicates.py": ["PIL.Image.open"],
+        "tests/faults/damage.py": ["pickle.loads", "allow_pickle="], "tests/faults/fuzzing.py": ["pandas.read_pickle"],
         "tests/test_faster_rcnn.py": ["PIL.Image.open"], "tests/test_predictor.py": ["pickle.loads"],
         "tests/test_processes.py": ["pandas.read_pickle"], "tests/test_readers_referring.py": ["pickle.loads"],
         "tests/test_text.py": ["pickle.loads"], "tests/test_wheel.py": ["extractall"],

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..regions import RegionStore, StoreError
+from ..weights import read_json
 
 # %% ../../nbs/50b_neighbours.ipynb #smallest
 TILE = 2 ** 23  # numbers that are looked at at once; each takes about twenty bytes
@@ -93,8 +94,10 @@ def read_places(folder, collection) -> tuple[list[str], np.ndarray]:
     try:
         keys = (folder / f"{collection}.txt").read_text(encoding="utf-8").split("\n")
         places = np.load(folder / f"{collection}.npy", mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged file makes the reader stumble over anything
         raise StoreError(f"{folder}: neighbours of {collection!r} cannot be read ({error}); run dvc repro neighbours") from None
+    if len(set(keys)) < len(keys) or not all(key.startswith(f"{collection}:") for key in keys):
+        raise StoreError(f"{folder}/{collection}.txt: damaged, or not the pictures of {collection!r}; run dvc repro neighbours")
     fits = places.ndim == 2 and len(places) == len(keys) and places.dtype == np.int32 and places.size
     if not fits or places.min() < 0 or places.max() >= len(keys):
         raise StoreError(f"{folder}/{collection}.npy: not places of neighbours among {len(keys)} pictures; run dvc repro neighbours")
@@ -111,13 +114,16 @@ class Neighbours(Mapping):
 
     @classmethod
     def open(cls, folder, store) -> "Neighbours":
-        "What `write_neighbours` wrote, read in place; StoreError if it was found in another store than `store`, or is damaged."
+        "What `write_neighbours` wrote, read in place; StoreError or CheckpointError if it was found in another store, or is damaged."
         folder = Path(folder)
         if not (folder / "manifest.json").exists(): raise StoreError(f"{folder}: no manifest.json; run dvc repro neighbours")
-        manifest = json.loads((folder / "manifest.json").read_text())
-        if manifest["regions"] != digest(store):
+        manifest = read_json(folder / "manifest.json")
+        names = manifest.get("collections")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise StoreError(f"{folder}/manifest.json: names no collections; run dvc repro neighbours")
+        if manifest.get("regions") != digest(store):
             raise StoreError(f"{folder}: neighbours among other regions than those of {store.folder}; run dvc repro neighbours")
-        collections = {name: read_places(folder, name) for name in manifest["collections"]}
+        collections = {name: read_places(folder, name) for name in names}
         return cls({name: keys for name, (keys, _) in collections.items()}, {name: places for name, (_, places) in collections.items()})
 
     def __getitem__(self, key) -> list[str]:

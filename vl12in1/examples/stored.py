@@ -49,8 +49,11 @@ def _read_column(path, name: str):
     return as_objects(column.combine_chunks()) if pa.types.is_list(column.type) else column.to_pandas()
 
 def read_frame(path) -> pd.DataFrame:
-    "One example frame that `write_frames` wrote."
-    return pd.DataFrame({name: _read_column(path, name) for name in parquet.read_schema(path).names})
+    "One example frame that `write_frames` wrote; ValueError if the file is damaged."
+    try: return pd.DataFrame({name: _read_column(path, name) for name in parquet.read_schema(path).names})
+    except FileNotFoundError: raise
+    except Exception as error:  # a damaged file makes the reader stumble over anything
+        raise ValueError(f"{path}: cannot be read ({error}); delete it and run the stage that wrote it again") from None
 
 def read_frames(folder, only=None) -> dict[str, dict[str, pd.DataFrame]]:
     "corpus -> split -> example frame, as `write_frames` wrote them below `folder`; of the corpora in `only`, if given."

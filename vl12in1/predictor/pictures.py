@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -100,8 +99,10 @@ def load_regions(path: Path) -> Regions | None:
     try:
         with np.load(path) as arrays:
             width, height = arrays["size"].tolist()
-            return Regions(arrays["features"], arrays["boxes"], width, height, arrays.get("class_probs"))
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile): return None
+            regions = Regions(arrays["features"], arrays["boxes"], width, height, arrays.get("class_probs"))
+        fits = regions.features.ndim == 2 and regions.boxes.shape == (len(regions.features), 4)
+    except Exception: return None  # a damaged file makes the reader stumble over anything
+    return regions if fits else None
 
 # %% ../../nbs/65_pictures.ipynb #looking
 KEPT = 64  # pictures that are remembered: 400 KB each at the published size
