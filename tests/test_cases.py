@@ -5,10 +5,13 @@ import shutil
 import warnings
 from pathlib import Path
 
+import numpy as np
+import published
 import pytest
 
 from vl12in1 import corpora, world
 from vl12in1.corpora import CorpusError
+from vl12in1.regions import RegionStore, StoreError, find_features, import_features
 
 CASES = Path(__file__).parent / "cases"
 
@@ -128,3 +131,65 @@ def test_coco_captions_that_changed_places_say_so(tmp_path):
         write_json(tmp_path / f"coco_captions/annotations/captions_{subset}.json", dict(
             images=[dict(id=1, file_name=f"COCO_{other}_000000000001.jpg")], annotations=[dict(id=1, image_id=1, caption="a cup")]))
     with pytest.raises(CorpusError, match="COCO_val2014_000000000001.jpg is no picture of train2014"): corpora.load(tmp_path)
+
+
+# --- features
+
+def features(folder, **options):
+    report = import_features(find_features(folder / "files"), folder / "store", **options)
+    return report, RegionStore.open(folder / "store")
+
+
+def test_boxes_as_fractions(tmp_path):
+    made = [published.record(n) for n in range(3)]
+    boxes = [each["boxes"] / np.float32([640, 480, 640, 480]) for each in made]
+    published.write_npy(tmp_path / "files/coco_train", [each | {"boxes": fractions} for each, fractions in zip(made, boxes)])
+    report, store = features(tmp_path)
+    assert report.sources.fractions.tolist() == [3]
+    for each in made: np.testing.assert_allclose(store[f"coco:{each['image_id']}"].boxes, each["boxes"], atol=1e-3)
+
+
+def test_uniter_npz(tmp_path):
+    published.write_npz(tmp_path / "files/coco_val2014", [published.record(1)], fractions=True)
+    file = tmp_path / "files/coco_val2014/1.npz"
+    arrays = {name: array for name, array in np.load(file).items() if name not in ("image_w", "image_h")}
+    np.savez(file, **arrays)
+    with pytest.raises(StoreError, match="coco_val2014: image '1': no image_w .*must come from elsewhere"): features(tmp_path)
+
+
+def test_mcan_npz_transposed(tmp_path):
+    made = published.record(11)
+    (tmp_path / "files/coco_val2014").mkdir(parents=True)
+    np.savez(tmp_path / "files/coco_val2014/COCO_val2014_000000000011.jpg.npz", x=made["features"].T, bbox=made["boxes"], image_w=640,
+             image_h=480, num_bbox=4)
+    _, store = features(tmp_path)
+    np.testing.assert_array_equal(store["coco:11"].features, made["features"].astype(np.float16))
+
+
+@pytest.mark.parametrize("columns", [published.BOTTOM_UP, published.LXMERT])
+def test_tsv_truncated(tmp_path, columns):
+    (tmp_path / "files").mkdir()
+    path = tmp_path / "files/coco.tsv"
+    published.write_tsv(path, [published.record(n) for n in range(3)], columns)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(StoreError, match="image '2': the last line is cut off .*download the file again"): features(tmp_path)
+    report, store = features(tmp_path, on_error="skip")
+    assert report.rejected.image.tolist() == ["2"] and len(store) == 2
+
+
+def test_bottom_up_hdf5(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/train36_imgid2idx.pkl").write_bytes(pickle.dumps({11: 0}))
+    with h5py.File(tmp_path / "files/coco_train36.hdf5", "w") as file:
+        file["image_features"], file["image_bb"] = np.ones((1, 3, 8)), np.ones((1, 3, 4))
+    with pytest.raises(StoreError, match="coco_train36.hdf5: bottom-up attention's arrays .*import the .tsv"): features(tmp_path)
+
+
+def test_tsv_written_by_python3(tmp_path):
+    (tmp_path / "files").mkdir()
+    made = published.record(1)
+    cells = [1, 640, 480, 4, *(str(published.encoded(made[name]).encode()) for name in ("boxes", "features"))]
+    (tmp_path / "files/coco_py3.tsv").write_text("\t".join(map(str, cells)) + "\n")
+    _, store = features(tmp_path)
+    np.testing.assert_array_equal(store["coco:1"].features, made["features"].astype(np.float16))

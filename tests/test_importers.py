@@ -1,6 +1,7 @@
 """Published feature files: every format gives the same store; nothing hostile runs; boxes are read as they are meant."""
 import base64
 import codecs
+import json
 import os
 import pickle
 import re
@@ -435,3 +436,129 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     import_features(find_features(tmp_path / "files"), tmp_path / "store")
     assert resident("VmHWM") - before < 160
     assert sum(path.stat().st_size for path in (tmp_path / "store").iterdir()) <= 412_000 * 250
+
+
+# Files that claim more than they hold, and layouts of the field
+
+def npz_bomb(folder):
+    folder.mkdir()
+    np.savez_compressed(folder / "1.npz", features=np.zeros(2 ** 28, np.uint8), bbox=np.float32([[0, 0, 9, 9]]), image_w=64, image_h=48)
+
+
+def npy_that_lies(folder):
+    folder.mkdir()
+    np.save(folder / "1.npy", np.ones((4, 8)))
+    (folder / "1.npy").write_bytes((folder / "1.npy").read_bytes().replace(b"(4, 8), }" + b" " * 12, b"(4, 80000000000), }  "))
+
+
+def npy_hole(folder):
+    folder.mkdir()
+    with open(folder / "1.npy", "wb") as file: file.truncate(10 ** 11)
+
+
+def npy_pipe(folder):
+    folder.mkdir()
+    os.mkfifo(folder / "1.npy")
+
+
+def h5_ids(path):
+    published.write_h5_arrays(path, [record(1)])
+    with h5py.File(path, "a") as file:
+        del file["image_id"]
+        file.create_dataset("image_id", (10 ** 12,), "i8", chunks=(1024,))
+
+
+def h5_feature(path):
+    published.write_h5(path, [record(1)])
+    with h5py.File(path, "a") as file:
+        del file["1/features"]
+        file.create_dataset("1/features", (4, 4 * 10 ** 8), "f4", chunks=(1, 2 ** 20))
+
+
+def h5_block(path):
+    published.write_h5(path, [record(1)])
+    with h5py.File(path, "a") as file:
+        del file["1/features"]
+        file.create_dataset("1/features", data=np.zeros((4, 2 ** 26 + 1), "u1"), chunks=(4, 2 ** 26 + 1), compression="gzip",
+                            compression_opts=1)
+
+
+def lmdb_cut(path):
+    published.write_lmdb(path, [record(n, dim=2048) for n in range(9)])
+    os.truncate(path / "data.mdb", 2 ** 15)
+
+
+def lmdb_keys(path, keys=b"cos\nsystem\n(S'touch broken-into'\ntR."):
+    import lmdb
+    published.write_lmdb(path, [record(1)])
+    with lmdb.open(str(path), map_size=2**24) as env, env.begin(write=True) as transaction: transaction.put(b"keys", keys)
+
+
+def lmdb_msgpack(path):
+    import lmdb
+    with lmdb.open(str(path), map_size=2**24) as env, env.begin(write=True) as transaction: transaction.put(b"1", b"\x95\xc4\x0112")
+
+
+def tsv_hole(path):
+    with open(path, "wb") as file: file.truncate(10 ** 11)
+
+
+FALSE = {"npz bomb": ("coco_a", npz_bomb, "claims"), "npy lies": ("coco_a", npy_that_lies, "claims 2,560,000,000,000 bytes"),
+         "npy hole": ("coco_a", npy_hole, "mostly a hole"), "npy pipe": ("coco_a", npy_pipe, "a pipe"),
+         "h5 ids": ("coco.h5", h5_ids, "/image_id claims 8,000,000,000,000 bytes"), "h5 feature": ("coco.h5", h5_feature, "claims 6,400"),
+         "h5 block": ("coco.h5", h5_block, "claims 268,435,460 bytes"), "lmdb cut": ("coco.lmdb", lmdb_cut, "cut off; download it again"),
+         "lmdb keys": ("coco.lmdb", lmdb_keys, "list of keys: its pickle cannot be read .it asks for os.system"),
+         "lmdb keys that are none": ("coco.lmdb", lambda path: lmdb_keys(path, pickle.dumps({"1": 2})), "no list of ids"),
+         "tensorpack": ("coco.lmdb", lmdb_msgpack, "tensorpack holds msgpack"), "tsv hole": ("coco.tsv", tsv_hole, "a line of more than"),
+         "pipe": ("coco.tsv", os.mkfifo, "a pipe or a device")}
+
+
+@pytest.mark.parametrize("case", FALSE)
+def test_files_that_claim_what_they_do_not_hold(tmp_path, case):
+    name, make, problem = FALSE[case]
+    (tmp_path / "files").mkdir()
+    make(tmp_path / "files" / name)
+    with pytest.raises(StoreError, match=problem) as error:
+        import_features(find_features(tmp_path / "files"), tmp_path / "store", on_error="skip")
+    assert name in str(error.value) and not Path("broken-into").exists()
+
+
+@pytest.mark.parametrize("odd, problem", [("features", "features"), ("image_w", "a picture of 1000")])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_record_without_features_or_of_an_endless_picture_moves_no_other(tmp_path, odd, problem, place):
+    made = [record(n, rows=n + 1) for n in range(1, 5)]
+    made[place][odd] = 10 ** 30 if odd == "image_w" else made[place]["features"][:, :0]
+    report, store = imported(tmp_path, "coco.lmdb", made, on_error="skip")
+    assert report.rejected.image.tolist() == [str(place + 1)] and problem in report.rejected.problem[0]
+    for each in made[:place] + made[place + 1:]:
+        np.testing.assert_array_equal(store[f"coco:{each['image_id']}"].features, each["features"].astype(np.float16))
+
+
+def vinvl_line(made, **more):
+    objects = [{"rect": box.tolist(), "feature": published.encoded(row)} for box, row in zip(made["boxes"], made["features"])]
+    return f"{made['image_id']}\t{json.dumps(dict(image_w=640, image_h=480, num_boxes=len(objects), objects=objects) | more)}\n"
+
+
+def test_vinvl(tmp_path):
+    (tmp_path / "coco_vinvl.tsv").write_text("".join(vinvl_line(record(n)) for n in range(3)))
+    (tmp_path / "coco_vinvl.lineidx").write_text("0\n9\n")
+    report = import_features(find_features(tmp_path), tmp_path / "store")
+    assert report.sources.loc[0, ["images", "regions", "miscounted"]].tolist() == [3, 12, 0]
+    np.testing.assert_array_equal(RegionStore.open(tmp_path / "store")["coco:2"].features, record(2)["features"].astype(np.float16))
+
+
+@pytest.mark.parametrize("line, problem", [
+    (vinvl_line(record(1), objects=[{}]), "no objects, each with rect and feature"), ("1\t{\n", "column 2 is not JSON"),
+    (vinvl_line(record(1), image_w=None), "no image_w or .* must come from elsewhere")])
+def test_other_lines_of_two_columns_are_named(tmp_path, line, problem):
+    (tmp_path / "coco.tsv").write_text(line)
+    with pytest.raises(StoreError, match=f"coco.tsv: line 1 .*{problem}"): import_features(find_features(tmp_path), tmp_path / "store")
+
+
+def test_a_wrong_folder_does_not_block_the_store(tmp_path):
+    (tmp_path / "wrong").mkdir()
+    published.write_lmdb(tmp_path / "wrong/coco.lmdb", [record("x")])
+    for sources in ([], find_features(tmp_path / "wrong")):
+        with pytest.raises(StoreError, match="not one image"): import_features(sources, tmp_path / "store", on_error="skip")
+    _, store = imported(tmp_path, "coco.lmdb", [record(1)])
+    assert store.keys() == ["coco:1"]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..boxes import xywh_to_xyxy
 from .published import Record, Source, open_source
 from .store import Regions, StoreError
-from .writing import RegionWriter, _widened
+from .writing import LONGEST, RegionWriter, _widened
 
 # %% ../../nbs/32_importers.ipynb #canonical-key
 _COCO, _GENOME = ("coco", r"(?:coco_[a-z]+\d+_)?0*(\d+)"), ("visual_genome", r"(?:vg_|gqa_|v7w_)?0*(n?\d+)")
@@ -45,6 +45,7 @@ def canonical_key(collection: str,      # a key of `_COLLECTIONS`
     return identity.get(key, key)
 
 # %% ../../nbs/32_importers.ipynb #format
+_BESIDE = (".lineidx", ".lineidx.8b", "_imgid2idx.pkl")  # endings of what lies beside features and is not read
 _SUFFIXES = {".tsv": "tsv", ".h5": "hdf5", ".hdf5": "hdf5", ".lmdb": "lmdb", ".mdb": "lmdb"}
 
 def _format(path: Path) -> str | None:
@@ -57,6 +58,7 @@ def find_features(folder: str | Path) -> list[Source]:
     "The published files in a folder, by name; [] without the folder; StoreError if format or collection are unknown."
     sources = []
     for path in sorted(Path(folder).glob("[!.]*")):
+        if path.name.endswith(_BESIDE): continue
         collections = [name for name in _COLLECTIONS if path.name.lower().startswith(name)]
         if not collections: raise StoreError(f"{path}: name it by its images first: {', '.join(_COLLECTIONS)}")
         if not (format := _format(path)):
@@ -107,7 +109,8 @@ def choose_reading(evidence: pd.DataFrame, path) -> str:
 # %% ../../nbs/32_importers.ipynb #to-regions
 def to_regions(record: Record, reading: str = "xyxy") -> Regions:
     "The regions of a published record; ValueError if boxes lie outside of the picture or are not as many as features."
-    if record.width < 1 or record.height < 1: raise ValueError(f"a picture of {record.width} x {record.height} pixels")
+    if not 1 <= min(record.width, record.height) <= max(record.width, record.height) <= LONGEST:
+        raise ValueError(f"a picture of {record.width} x {record.height} pixels")
     boxes, size = READINGS[reading](record.boxes), np.array([record.width, record.height])
     if len(boxes) != len(record.features):
         raise ValueError(f"{len(record.features)} rows of features, {len(boxes)} boxes")
@@ -209,6 +212,7 @@ def _read(arrivals: list, classes: bool, rejections: _Rejections) -> list[Region
         try:
             record = intake.reader.read(place)
             intake.counts["miscounted"] += record.num_boxes not in (None, len(record.features))
+            intake.counts["fractions"] += record.fractions
             parts.append(to_regions(record if classes else replace(record, class_probs=None), intake.reading))
         except Exception as problem: rejections.add(intake, image, problem)
     return parts
@@ -253,8 +257,8 @@ class ImportReport:
     """What an import stored, and what it refused.
 
     - `sources`: a row per file: `boxes` (how they were read, and the `evidence` if that was detected), `images` and `regions`
-      stored, images that came `again`, `miscounted` ones (`num_boxes` is not the number of rows; among those read in this
-      run), `rejected` ones
+      stored, images that came `again`, of those read in this run `miscounted` ones (`num_boxes` is not the number of rows) and ones whose
+      boxes were `fractions`, `rejected` ones
     - `rejected`: file, upstream id and problem of each; also in `rejected.csv` in the store
     """
     sources: pd.DataFrame
@@ -267,7 +271,7 @@ def _summary(folder, intakes: list, owners: dict) -> pd.DataFrame:
     stored = index.groupby(owner)["rows"].agg(images="size", regions="sum").reindex(range(len(intakes)), fill_value=0)
     return pd.DataFrame([{"source": intake.source.path.name, "format": intake.source.format, "boxes": intake.reading,
                           "evidence": intake.evidence, **stored.loc[number].to_dict(),
-                          **{name: intake.counts[name] for name in ("again", "miscounted", "rejected")}}
+                          **{name: intake.counts[name] for name in ("again", "miscounted", "fractions", "rejected")}}
                          for number, intake in enumerate(intakes)])
 
 # %% ../../nbs/32_importers.ipynb #import-features
@@ -286,6 +290,7 @@ def import_features(sources: list[Source],                  # published files, a
     boxes = boxes or ("detect" if given else "xyxy")
     if boxes not in (*READINGS, "detect") or on_error not in ("stop", "skip"):
         raise ValueError(f"boxes={boxes!r}, on_error={on_error!r}; there are {', '.join(READINGS)}, detect; stop, skip")
+    if not sources: raise StoreError(f"{folder}: not one image to import from 0 sources")
     rejections = _Rejections(stop=on_error == "stop")
     with ExitStack() as stack:
         intakes = [stack.enter_context(closing(_Intake(source, identity))) for source in sources]
@@ -294,6 +299,7 @@ def import_features(sources: list[Source],                  # published files, a
         writer = stack.enter_context(RegionWriter(folder, extractor, _settings(intakes, given), names))
         owners, rejected = _write(writer, _arrivals(intakes, given), rejections), rejections.table()
         if not owners:
-            raise StoreError(f"{folder}: not one image to import from {len(sources)} sources, {len(rejected)} rejected")
+            why = "; the first, {} of {}: {}".format(*rejected.loc[0, ["image", "source", "problem"]]) if len(rejected) else ""
+            raise StoreError(f"{folder}: not one image to import from {len(sources)} sources, {len(rejected)} rejected{why}")
         if len(rejected): rejected.to_csv(writer.folder / "rejected.csv", index=False)
     return ImportReport(_summary(writer.folder, intakes, owners), rejected)

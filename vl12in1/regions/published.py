@@ -9,15 +9,18 @@ __all__ = []
 import ast
 import base64
 import importlib
+import json
 import re
 from contextlib import closing
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import ZipFile
 
 import numpy as np
 
-from ..files import StandIn, plain_pickle
+from ..files import StandIn, plain_pickle, regular
 from .store import StoreError
 
 # %% ../../nbs/31_published.ipynb #dtype
@@ -65,13 +68,24 @@ def loads(data: bytes):
     return _unwrap(plain_pickle(data, ARRAYS))
 
 # %% ../../nbs/31_published.ipynb #read-npy
+LARGEST = 2 ** 28  # bytes of one record; a thousand regions of the published size take 8 million
+
+def check_size(shape, dtype, held: int, what: str):
+    "ValueError if an array claims more bytes than are `held`, or than any record has."
+    claimed = prod(shape) * np.dtype(dtype).itemsize
+    if claimed > min(held, LARGEST): raise ValueError(f"{what} claims {claimed:,} bytes; get the file again")
+
 def read_npy(path):
     "An array of numbers from a `.npy` file, or the dictionary that somebody saved in one. Executes nothing."
+    length = regular(path)
+    if length > LARGEST: raise ValueError(f"{length:,} bytes, more than a record has")
     with open(path, "rb") as file:
         version = np.lib.format.read_magic(file)
         size = int.from_bytes(file.read(2 if version == (1, 0) else 4), "little")
         header = ast.literal_eval(file.read(min(size, 10_000)).decode("latin1"))
-        if header["descr"] not in ("|O", "O"): return np.load(path, allow_pickle=False)
+        if header["descr"] not in ("|O", "O"):
+            check_size(header["shape"], header["descr"], length, "its array")
+            return np.load(path, allow_pickle=False)
         saved = plain_pickle(file.read(), ARRAYS)
     content = saved.data if isinstance(saved, _Array) else None
     if isinstance(content, list) and len(content) == 1: return _unwrap(content[0])
@@ -87,6 +101,7 @@ class Record:
     - `width`: of the picture, in pixels
     - `height`: of the picture, in pixels
     - `num_boxes`: what the file claims
+    - `fractions`: were the boxes fractions of the picture in the file?
     - `class_probs`: (N, C), background included, or None
     """
     features: np.ndarray
@@ -95,6 +110,7 @@ class Record:
     height: int
     num_boxes: int | None
     class_probs: np.ndarray | None
+    fractions: bool = False
 
 ALIASES = {"features": ("features", "x"), "boxes": ("boxes", "bbox", "norm_bb"),
            "width": ("image_w", "img_w", "image_width", "width"),
@@ -104,7 +120,10 @@ ALIASES = {"features": ("features", "x"), "boxes": ("boxes", "bbox", "norm_bb"),
 # %% ../../nbs/31_published.ipynb #numbers
 def _numbers(value) -> np.ndarray:
     "An array of numbers, from one or from base64 of float32."
-    if isinstance(value, (str, bytes)): return np.frombuffer(base64.b64decode(value, validate=True), "<f4")
+    if isinstance(value, str): value = value.encode()
+    if isinstance(value, bytes):
+        try: return np.frombuffer(base64.b64decode(value.removeprefix(b"b'").removesuffix(b"'"), validate=True), "<f4")
+        except ValueError as error: raise ValueError(f"base64 text of float32 numbers is damaged ({error}); get the file again") from None
     if np.asarray(value).dtype.kind not in "fiu": raise ValueError(f"{np.asarray(value).dtype} where numbers should be")
     return np.asarray(value)
 
@@ -113,28 +132,53 @@ def _count(value) -> int:
     return int(np.asarray(value).reshape(()).item())
 
 # %% ../../nbs/31_published.ipynb #to-record
+def _as_rows(array, count: int):
+    "Numbers of `count` regions as (count, D), from a flat array or from a column per region; None stays None."
+    if array is None: return None
+    array = _numbers(array)
+    if array.ndim == 1: return array.reshape(count, -1)
+    return array.T if array.ndim == 2 and len(array) != count and array.shape[1] == count else array
+
 def to_record(fields) -> Record:
     "The record in a mapping with published names; ValueError if something is missing or no number."
     values = {name: next((value for alias in aliases if (value := fields.get(alias)) is not None), None)
-             for name, aliases in ALIASES.items()}
+              for name, aliases in ALIASES.items()}
     for name in ("features", "boxes", "width", "height"):
-        if values[name] is None: raise ValueError(f"no {' or '.join(ALIASES[name])}")
+        if values[name] is None:
+            elsewhere = "; how large the picture is must come from elsewhere: add it to the record" * (name in ("width", "height"))
+            raise ValueError(f"no {' or '.join(ALIASES[name])}{elsewhere}")
     width, height, boxes = _count(values["width"]), _count(values["height"]), _numbers(values["boxes"])
     boxes = boxes.reshape(-1, 4) if boxes.ndim == 1 else boxes[:, :4]
-    if fields.get("boxes") is None and fields.get("bbox") is None: boxes = boxes * np.array([width, height] * 2)
     if not len(boxes): raise ValueError("no regions; an image needs at least one")
-    arrays = {name: None if values[name] is None else _numbers(values[name]) for name in ("features", "class_probs")}
-    arrays = {name: array.reshape(len(boxes), -1) if array is not None and array.ndim == 1 else array
-              for name, array in arrays.items()}
+    fractions = max(width, height) > 1 and boxes.max() <= 1
+    if fractions: boxes = boxes * np.array([width, height] * 2, dtype=float)
     count = None if values["num_boxes"] is None else _count(values["num_boxes"])
-    return Record(boxes=boxes, width=width, height=height, num_boxes=count, **arrays)
+    return Record(_as_rows(values["features"], len(boxes)), boxes, width, height, count, _as_rows(values["class_probs"], len(boxes)),
+                  bool(fractions))
 
 # %% ../../nbs/31_published.ipynb #lmdbreader
+def _pages(meta: bytes) -> tuple[int, int]:
+    "Number of a change, and the bytes that an LMDB has after it, as one of its two first pages says; zeros if it is no such page."
+    if int.from_bytes(meta[16:20], "little") != 0xBEEFC0DE: return 0, 0
+    size, last, change = (int.from_bytes(meta[begin:end], "little") for begin, end in ((40, 44), (136, 144), (144, 152)))
+    return change, (last + 1) * size
+
+def check_lmdb(path: Path):
+    "StoreError if the file of an LMDB is shorter than it says."
+    file = path / "data.mdb" if path.is_dir() else path
+    length = file.stat().st_size
+    with open(file, "rb") as pages:
+        first = pages.read(152)
+        pages.seek(int.from_bytes(first[40:44], "little"))
+        _, promised = max(_pages(first), _pages(pages.read(152)))
+    if length < promised: raise StoreError(f"{file}: {length:,} bytes, but it says that it has {promised:,}: cut off; download it again")
+
 class LmdbReader:
-    """Reads an LMDB of pickled dictionaries: a folder with `data.mdb`, or one file. `lmdb.Error` if it is none or
+    """Reads an LMDB of pickled dictionaries: a folder with `data.mdb`, or one file. `lmdb.Error` or StoreError if it is none or
     damaged; `read` raises ValueError for a record that is missing or incomplete, and for a hostile one."""
     def __init__(self, path):
         self.path, self.env, self.used = Path(path), None, 0
+        check_lmdb(self.path)
         self.get(b"keys")  # so that a damaged file is an error here
 
     def get(self, key: bytes) -> bytes | None:
@@ -147,17 +191,26 @@ class LmdbReader:
         self.used += len(value or b"")
         return value
 
+    def _keys(self) -> list:
+        "What is listed under `keys`, or all keys that there are."
+        listed = self.get(b"keys")
+        if not listed:
+            with self.env.begin() as transaction: return list(transaction.cursor().iternext(values=False))
+        try: keys = loads(listed)
+        except ValueError as error: raise StoreError(f"{self.path}: its list of keys: {error}; get the file again") from None
+        if isinstance(keys, (list, tuple)) and all(isinstance(key, (bytes, str, int)) for key in keys): return keys
+        raise StoreError(f"{self.path}: its list of keys is no list of ids; get the file again")
+
     def __iter__(self):
-        if listed := self.get(b"keys"): keys = loads(listed)
-        else:
-            with self.env.begin() as transaction: keys = list(transaction.cursor().iternext(values=False))
-        for key in keys:
-            key = key if isinstance(key, bytes) else str(key).encode("latin1")
+        for key in self._keys():
+            key = key if isinstance(key, bytes) else str(key).encode("utf-8", "replace")
             if key not in (b"keys", b"__keys__"): yield key.decode("utf-8", "replace"), key
 
     def read(self, key: bytes) -> Record:
         value = self.get(key)
         if value is None: raise ValueError("listed among the keys, but not there")
+        if value[:1] not in (b"\x80", b"(", b"}", b"c"):
+            raise ValueError("no pickle; an LMDB of tensorpack holds msgpack: write each record as a pickled dictionary, under its id")
         return to_record(loads(value))
 
     def close(self):
@@ -168,14 +221,25 @@ class LmdbReader:
 _LXMERT = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes",
            "features")
 COLUMNS = {6: ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features"), 10: _LXMERT,
-           13: (*_LXMERT, "cls_prob", "attrs", "classes")}
+           13: (*_LXMERT, "cls_prob", "attrs", "classes"),
+           2: ("image_id", "JSON with image_w, image_h and objects, each with rect and feature")}
+
+def _vinvl(text: bytes) -> dict:
+    "Published names and what VinVL's JSON object says of them."
+    try: content = json.loads(text)
+    except (ValueError, RecursionError) as error: raise ValueError(f"column 2 is not JSON ({error})") from None
+    objects = content.get("objects") if isinstance(content, dict) else None
+    if not isinstance(objects, list) or not all(isinstance(each, dict) and {"rect", "feature"} <= set(each) for each in objects):
+        raise ValueError("no objects, each with rect and feature")
+    features = [_numbers(each["feature"]) for each in objects]
+    return content | {"boxes": np.array([each["rect"] for each in objects], dtype=float), "features": np.array(features)}
 
 class TsvReader:
     """Reads lines of tab-separated columns, arrays in base64; places are (offset, length). `StoreError` if line 1 has
-    no known columns; `read` raises ValueError for a line that is cut off or incomplete."""
+    no known columns, and for an endless line; `read` raises ValueError for a line that is cut off or incomplete."""
     def __init__(self, path):
         self.path, self.file = Path(path), open(path, "rb", buffering=2**20)
-        first = self._cells(self.file.readline())
+        first = self._cells(self._line(self.file))
         if len(first) not in COLUMNS:
             layouts = "; ".join(f"{count}: {', '.join(names)}" for count, names in COLUMNS.items())
             raise StoreError(f"{path}: {len(first)} columns in line 1; known are {layouts}")
@@ -184,25 +248,45 @@ class TsvReader:
         except ValueError as error:
             raise StoreError(f"{path}: line 1 is no {', '.join(self.columns)}: {error}") from None
 
+    def _line(self, file) -> bytes:
+        "The next line; empty at the end."
+        line = file.readline(LARGEST + 1)
+        if len(line) > LARGEST: raise StoreError(f"{self.path}: a line of more than {LARGEST:,} bytes, which no record has")
+        return line
+
     def _cells(self, line: bytes) -> list[bytes]: return line.rstrip(b"\r\n").split(b"\t")
 
     def __iter__(self):
         offset = 0
         with open(self.path, "rb", buffering=2**20) as file:  # a line is half a megabyte or more
-            for line in file:
+            while line := self._line(file):
                 if line.strip(): yield line[:line.find(b"\t")].decode("utf-8", "replace"), (offset, len(line))
                 offset += len(line)
 
     def read(self, place) -> Record:
         offset, length = place
         self.file.seek(offset)
-        cells = self._cells(self.file.readline() if length is None else self.file.read(length))
+        line = self._line(self.file) if length is None else self.file.read(length)
+        try: return self._record(self._cells(line))
+        except ValueError as error:
+            if line.endswith(b"\n") or self.file.read(1): raise
+            raise ValueError(f"the last line is cut off ({error}): download the file again") from None
+
+    def _record(self, cells) -> Record:
         if len(cells) != len(self.columns): raise ValueError(f"{len(cells)} columns, expected {len(self.columns)}")
-        return to_record(dict(zip(self.columns, cells)))
+        return to_record(_vinvl(cells[1]) if len(cells) == 2 else dict(zip(self.columns, cells)))
 
     def close(self): self.file.close()
 
 # %% ../../nbs/31_published.ipynb #hdf5reader
+def _checked(array, path, parts: int):
+    """A dataset of HDF5. StoreError if it claims more than is in the file, or if one of its `parts` along the first axis, or one of the
+    blocks that it is packed in, is larger than a record."""
+    stored, chunk = array.id.get_storage_size(), prod(array.chunks or (1,)) * array.dtype.itemsize
+    if array.nbytes > 2000 * stored + 2**20 or max(array.nbytes // max(parts, 1), chunk) > LARGEST:
+        raise StoreError(f"{path}: its {array.name} claims {array.nbytes:,} bytes of {stored:,} that there are; get the file again")
+    return array
+
 class Hdf5Reader:
     """Reads an HDF5 file: a group per image, or arrays over images. OSError if it is none or damaged, `StoreError` for
     another layout; `read` raises ValueError for a record that is incomplete or no numbers."""
@@ -216,9 +300,14 @@ class Hdf5Reader:
             names = [f"{group.name}/{name}".lstrip("/") for group in (self.file, first) if isinstance(group, h5py.Group)
                      for name in list(group)[:20]]
             self.close()
+            if {"image_features", "image_bb"} <= set(names):
+                raise StoreError(f"{path}: bottom-up attention's arrays (image_features, image_bb), which do not say how large the "
+                                 "pictures are; import the .tsv that they were made from")
             raise StoreError(f"{path}: neither groups with features and boxes, nor arrays image_id, features and "
                              f"boxes; it holds {', '.join(names) or 'nothing'}")
         if grouped: self.ids = None
+        elif len(_checked(self.ids, path, len(self.ids))) != len(self.file["features"]):
+            raise StoreError(f"{path}: {len(self.ids):,} ids of {len(self.file['features']):,} pictures; get the file again")
 
     def __iter__(self):
         if self.ids is None: yield from ((name, name) for name in self.file)
@@ -228,8 +317,8 @@ class Hdf5Reader:
 
     def read(self, place) -> Record:
         holder = self.file if self.ids is not None else self.file[place]
-        row = place if self.ids is not None else ()
-        fields = {name: holder[name][row] for aliases in ALIASES.values() for name in aliases if name in holder}
+        row, parts = ((), 1) if self.ids is None else (place, len(self.ids))
+        fields = {name: _checked(holder[name], self.path, parts)[row] for aliases in ALIASES.values() for name in aliases if name in holder}
         if self.ids is not None and "num_boxes" in fields and fields["boxes"].ndim == 2:
             fields |= {name: fields[name][:int(fields["num_boxes"])] for name in fields if np.ndim(fields[name]) == 2}
         return to_record(fields)
@@ -247,6 +336,8 @@ class FolderReader:
 
     def read(self, file: Path) -> Record:
         if file.suffix == ".npz":
+            regular(file)
+            with ZipFile(file) as packed: check_size([sum(part.file_size for part in packed.infolist())], "u1", LARGEST, "it")
             with np.load(file, allow_pickle=False) as arrays: return to_record(arrays)
         content, info = read_npy(file), file.with_name(f"{file.stem}_info.npy")
         if isinstance(content, dict): return to_record(content)
@@ -278,7 +369,9 @@ def open_source(source: Source):
         except ModuleNotFoundError:
             raise StoreError(f"{source.path}: reading {source.format} needs {package}: "
                              "pip install 'vl12in1[features]'") from None
-    try: return reader(source.path)
+    try:
+        if not source.path.is_dir() and not source.path.is_file(): raise ValueError("a pipe or a device")
+        return reader(source.path)
     except StoreError: raise
     except Exception as error:
         raise StoreError(f"{source.path}: no {source.format} file, or damaged ({error})") from None
