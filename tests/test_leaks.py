@@ -59,6 +59,42 @@ def test_lists_of_every_kind(tmp_path, write):
     assert leaks.read_image_list(path, "visual_genome", ALIASES) == {"visual_genome:7", "coco:391895"}
 
 
+@pytest.mark.parametrize("collection, name, content", [
+    ("visual_genome", "train.txt", "VG_100K_2/1001.jpg xml/1001.xml\nVG_100K/1002.jpg xml/1002.xml\n\n"),
+    ("visual_genome", "train.txt", "\ufeff1001,640,480\r\n1002,640,480\r\n"),
+    ("visual_genome", "image_data.json", [{"image_id": 1001, "url": "u"}, {"image_id": 1002, "coco_id": 7}]),
+    ("visual_genome", "image_data.json", [{"id": 1001, "url": "u"}, {"id": 1002}]),
+    ("visual_genome", "coco_style.json", {"images": [{"id": 1, "file_name": "VG_100K/1001.jpg"}, {"id": 2, "file_name": "1002.jpg"}]}),
+    ("visual_genome", "coco_style.json", {"images": [{"id": 1001, "file_name": "x.jpg"}, {"id": 1002, "file_name": "y.jpg"}]}),
+    ("visual_genome", "results.json", {"annotations": [{"id": id, "image_id": image} for id, image in enumerate((1001, 1001, 1002))]}),
+    ("visual_genome", "empty.json", {"visual_genome": [1001, "1002.jpg"], "coco": []})])
+def test_lists_as_other_programs_have_them(tmp_path, collection, name, content):
+    (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    assert leaks.read_image_list(tmp_path / name, collection) == {"visual_genome:1001", "visual_genome:1002"}
+
+
+@pytest.mark.parametrize("content, keys", [
+    ({"images": [{"id": 11, "file_name": "000000000011.jpg"}], "annotations": []}, {"coco:11"}),
+    ({"images": [{"cocoid": 11, "imgid": 0, "filename": "COCO_val2014_000000000011.jpg", "sentids": [5]}]}, {"coco:11"})])
+def test_annotations_of_coco_are_lists(tmp_path, content, keys):
+    (tmp_path / "instances_train2017.json").write_text(json.dumps(content))
+    assert leaks.read_image_list(tmp_path / "instances_train2017.json", "coco") == keys
+
+
+@pytest.mark.parametrize("content", ["[]", "7", "{", '{"coco": {"1": 2}}', '{"coco": [1]}', '["coco:1"]', ""])
+def test_a_drop_list_is_of_this_program_or_refused(tmp_path, content):
+    (tmp_path / "drop.json").write_text(content)
+    with pytest.raises(ValueError, match="drop.json: (not JSON|expected {collection)"): cleaning.load_images(tmp_path / "drop.json")
+
+
+def test_numbers_that_a_file_does_not_hold(tmp_path):
+    header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000,), }".ljust(117) + b"\n"
+    (tmp_path / "ids.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(80))
+    np.save(tmp_path / "none.npy", np.array([], dtype=int))
+    with pytest.raises(ValueError, match="ids.npy: "): leaks.read_image_list(tmp_path / "ids.npy", "coco")
+    assert leaks.read_image_list(tmp_path / "none.npy", "coco") == set()
+
+
 def test_a_statement_of_nlvr2_stands_for_both_pictures(tmp_path):
     (tmp_path / "list.txt").write_text("dev-850-0-1\ntest1-3-2\ntrain-1-0-img1.png\n")
     assert leaks.read_image_list(tmp_path / "list.txt", "nlvr2") == {f"nlvr2:{name}" for name in (

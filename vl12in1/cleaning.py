@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 
 from . import corpora
+from .corpora import CorpusError
+from .corpora.frames import read_json
 from .tasks import TASKS
 
 # %% ../nbs/38_cleaning.ipynb #tested
@@ -182,6 +184,8 @@ def save_images(images: set[str], path: str | Path) -> None:
     Path(path).write_text(json.dumps(collections, indent=1) + "\n")
 
 def load_images(path: str | Path) -> set[str]:
-    "The image keys that `save_images` wrote."
-    collections = json.loads(Path(path).read_text())
+    "The image keys that `save_images` wrote; CorpusError for a file that it did not write."
+    collections = read_json(path)
+    if not isinstance(collections, dict) or not all(isinstance(ids, list) and {*map(type, ids)} <= {str} for ids in collections.values()):
+        raise CorpusError(path, problem="expected {collection: [ids as text]}, as the study writes it")
     return {f"{collection}:{id}" for collection, ids in collections.items() for id in ids}

@@ -79,11 +79,12 @@ def convert_command(arguments):
 # %% ../nbs/90_command.ipynb #doctor-command
 def doctor_command(arguments):
     "Print what is there, what is wrong, and what to type next."
-    try: study = settings()
+    try: study, checkout = settings(), root()
     except FileNotFoundError:
         if arguments.data is None: raise
-        study = None
-    print(doctor(arguments.data or "data", study=study))
+        study = checkout = None
+    if arguments.data and not Path(arguments.data).is_dir(): raise ValueError(f"{arguments.data}: there is no such folder")
+    print(doctor(arguments.data or checkout / "data", study=study, checkout=checkout))
 
 def plan_command(arguments):
     "Print how many pairs a profile trains on, and about how long that takes."

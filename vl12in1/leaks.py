@@ -6,7 +6,6 @@
 __all__ = ['key_of_name', 'read_image_list', 'save_published', 'leak_report']
 
 # %% ../nbs/38a_leaks.ipynb #c3a7b591
-import json
 import re
 from pathlib import Path
 
@@ -14,6 +13,9 @@ import numpy as np
 
 from . import corpora
 from .cleaning import drop_images, load_images, overlap_examples, test_images
+from .corpora import CorpusError
+from .corpora.frames import read_json, text_lines
+from .files import regular
 
 # %% ../nbs/38a_leaks.ipynb #canonical
 _visual_genome = r"(?:v7w_)?0*(?P<visual_genome>\d+)|(?P<gqa>n\d+)", "VG_100K/2375429.jpg, v7w_2375429 or n161313"
@@ -49,34 +51,49 @@ def _pictures(name, collection) -> list:
     return [f"{pair[1]}-img{side}" for side in (0, 1)] if pair else [name]
 
 # %% ../nbs/38a_leaks.ipynb #f724d11a
+_fields = "cocoid", "image_id", "file_name", "filename", "id"  # of a record, that say which picture it is of
+
+def _listed(content, collection) -> dict[str | None, list]:
+    "Names by collection in the content of a JSON file; a record in place of a name stands for the picture that it is of."
+    if isinstance(content, dict) and collection is not None:
+        records = next((content[field] for field in ("images", "annotations") if content.get(field)), None)
+        if isinstance(records, list) and {*map(type, records)} == {dict}: content = records
+    lists = content if isinstance(content, dict) else {collection: content}
+    if not all(isinstance(names, list) for names in lists.values()):
+        raise ValueError("expected a list of names, {collection: list}, or annotations of `images` as COCO has them")
+    return lists
+
 def _lists(file: Path, collection) -> dict[str | None, list]:
     "Names by collection in a file of any of the three kinds; nothing in it is executed."
     if file.suffix == ".npy":
-        with open(file, "rb") as stream:
-            return {collection: np.lib.format.read_array(stream, allow_pickle=False).ravel().tolist()}
-    text = file.read_text()
-    if file.suffix != ".json":
-        return {collection: [line.strip() for line in text.splitlines() if line.strip()]}
-    content = json.loads(text)
-    lists = content if isinstance(content, dict) else {collection: content}
-    if not all(isinstance(names, list) for names in lists.values()):
-        raise ValueError("expected a list of names, or {collection: list}")
-    return lists
+        regular(file)
+        return {collection: np.lib.format.open_memmap(file, mode="r").ravel().tolist()}
+    if file.suffix == ".json": return _listed(read_json(file), collection)
+    with text_lines(file) as lines: return {collection: [line.decode().strip() for line in lines if line.strip()]}
 
 # %% ../nbs/38a_leaks.ipynb #1ef69fc3
+def _keys_of(name, collection, identity) -> set[str]:
+    "The keys that an entry of a list stands for; ValueError if it names no image."
+    if isinstance(name, dict):
+        names = [name[field] for field in _fields if field in name]
+        if not names: raise ValueError(f"a record without {', '.join(_fields)}: {name!r:.60}")
+    else: names = [name, *re.split(r"[\s,;]", str(name), maxsplit=1)[:1]]
+    for attempt in names:
+        try: return {key_of_name(picture, collection, identity) for picture in _pictures(attempt, collection)}
+        except ValueError as error: problem = error
+    raise problem
+
 def read_image_list(path: str | Path,                        # `.json` (list, or {collection: list}), `.npy` (ids), else a name a line
                     collection: str | None = None,           # of the names; None if the file or its names say it
                     identity: dict[str, str] | None = None,  # alias -> key, as `corpora.identity` returns
                    ) -> set[str]:
-    "Canonical keys of the images in a list; ValueError names file and entry."
-    keys = set()
+    """Canonical keys of the images in a list. Of a line with several columns the first counts, of a record `image_id`, `file_name` or
+    `id`. ValueError names file and entry."""
     try:
-        for owner, names in _lists(Path(path), collection).items():
-            for name in names:
-                keys |= {key_of_name(picture, owner, identity or {}) for picture in _pictures(name, owner)}
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return keys
+        return {key for owner, names in _lists(Path(path), collection).items() for name in names
+                for key in _keys_of(name, owner, identity or {})}
+    except CorpusError: raise
+    except (ValueError, OverflowError) as error: raise ValueError(f"{path}: {error}") from None
 
 # %% ../nbs/38a_leaks.ipynb #save-published
 _LISTS = {"coco": "coco", "genome": "visual_genome", "flickr": "flickr30k"}  # stem of the file -> collection

@@ -39,7 +39,7 @@ class CorpusError(ValueError):
 
 # %% ../../nbs/20_frames.ipynb #text-lines
 LONGEST = 2 ** 25        # bytes of a line, characters of a value that is held whole
-UNPACKED = 2 ** 26, 40   # bytes that any packed file may unpack to, and times its size beyond them
+UNPACKED = 2 ** 25, 30   # bytes that any packed file may unpack to, and times its size beyond them
 LARGEST = 2 ** 29        # bytes of a file that is read as a whole
 ZEROS = bytes(2 ** 20)
 
@@ -86,7 +86,8 @@ def text_stream(
             if stream.peek(3).startswith(codecs.BOM_UTF8): stream.read(3)
             yield stream
     except (OSError, EOFError, zlib.error) as error:
-        raise CorpusError(file, problem=f"cannot be read or unpacked ({error}); download it again") from None
+        reason = getattr(error, "strerror", None) or error
+        raise CorpusError(file, problem=f"cannot be read or unpacked ({reason}); download it again") from None
 
 def text_lines(file, ended: bool = False):
     "The stream of an upstream text file, to be read by lines; `ended`: upstream's ends with a line's end, so one that does not is cut."

@@ -14,7 +14,7 @@ from types import NoneType
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from .frames import CorpusError, Records, choose, read_json, read_json_lines, records, shown, text_lines
+from .frames import CorpusError, Records, blocks, choose, json_lines, read_json, records, shown, text_lines
 from .layout import EXTRA_FILES, RELEASES, counted, find_files, upstream
 
 # %% ../../nbs/21_images.ipynb #spelling
@@ -120,11 +120,11 @@ def _address(text: str) -> str:
 
 def _nlvr2_addresses(file) -> list[tuple[str, str]]:
     "(address, image key) for each picture of each statement in a file of NLVR2 that has an address."
-    statements = records(file, read_json_lines(file))
-    pairs = [id.rpartition("-")[0] for id in statements.column("identifier")]
-    left, right = (optional(statements, field, "") for field in ("left_url", "right_url"))
-    named = [(address, f"nlvr2:{pair}-img0") for address, pair in zip(left, pairs)]
-    named += [(address, f"nlvr2:{pair}-img1") for address, pair in zip(right, pairs)]
+    named = []
+    for statements in blocks(file, json_lines(file)):
+        pairs = [id.rpartition("-")[0] for id in statements.column("identifier")]
+        for side, field in enumerate(("left_url", "right_url")):
+            named += [(address, f"nlvr2:{pair}-img{side}") for address, pair in zip(optional(statements, field, ""), pairs)]
     spelled = {address: _address(address) for address, _ in named}
     return [(spelled[address], key) for address, key in named if address]
 

@@ -6,7 +6,7 @@
 __all__ = ['as_dialogue', 'guesswhat_games']
 
 # %% ../../nbs/24_referring.ipynb #23774c84
-import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,8 @@ import pandas as pd
 
 from ..boxes import xywh_to_xyxy
 from .answering import last_images
-from .frames import (CorpusError, Records, box_column, by_split, choose, distinct, fractions, frame, gather,
-                                    inner, lookup, nested, read_json, read_pickle, records, shown, text_lines)
+from .frames import (Records, blocks, box_column, by_split, choose, distinct, fractions, frame, gather, inner,
+                                    json_lines, lookup, nested, read_json, read_pickle, records, shown, stack)
 from .images import visual_genome_images
 from .layout import RELEASES, counted, release_of, upstream
 
@@ -159,15 +159,9 @@ def _original(game):
     return game_renamed
 
 # %% ../../nbs/24_referring.ipynb #read-games
-def _read_games(file) -> Records:
-    "The games of a file, in the fields of the original release; CorpusError names the line that is not JSON."
-    games = []
-    with text_lines(file) as lines:
-        try:
-            games.extend(_original(json.loads(line)) for line in lines if line.strip())
-        except (ValueError, RecursionError) as error:
-            raise CorpusError(file, len(games), problem=f"not a JSON line ({error}); download it again") from None
-    return records(file, games)
+def _read_games(file) -> Iterator[Records]:
+    "The games of a file, in blocks, in the fields of the original release; CorpusError names the line that is not JSON."
+    return blocks(file, map(_original, json_lines(file)))
 
 # %% ../../nbs/24_referring.ipynb #as-dialogue
 def as_dialogue(turns) -> str:
@@ -205,21 +199,27 @@ def _meant(games: Records, listed: list[tuple]) -> list[int]:
 # %% ../../nbs/24_referring.ipynb #guesswhat-games
 _OUTCOMES = ("success", "failure", "incomplete")
 
+def _games(games: Records, status: tuple[str, ...]) -> dict:
+    "Columns of those of a block of games that ended in one of `status`."
+    wanted = lookup(games, "status", {outcome: outcome in status for outcome in _OUTCOMES}, ", ".join(_OUTCOMES))
+    games = choose(games, np.flatnonzero(wanted).tolist())
+    boxes, ids, labels = _objects(games)
+    return {"uid": list(map(str, games.column("id", int))),
+            "images": [(f"coco:{id}",) for id in inner(games, "image").column("id", int)],
+            "text": _dialogues(games), "candidates": boxes, "label": labels, "candidate_ids": ids}
+
 def guesswhat_games(root: str | Path,                        # folder of all corpora
                     split: str,                              # `train`, `valid` or `test`
                     status: tuple[str, ...] = ("success",),  # how the games ended: `success`, `failure`, `incomplete`
                    ) -> pd.DataFrame:
     "The games of `guesswhat.<split>.jsonl.gz` that ended in one of `status`; columns as `read_guesswhat`."
-    path = f"guesswhat/guesswhat.{split}.jsonl.gz"
-    file = upstream(root, path)
-    games = _read_games(file)
-    counted(root, path, len(games.rows))
-    wanted = lookup(games, "status", {outcome: outcome in status for outcome in _OUTCOMES}, ", ".join(_OUTCOMES))
-    games = choose(games, np.flatnonzero(wanted).tolist())
-    boxes, ids, labels = _objects(games)
-    return frame({"uid": list(map(str, games.column("id", int))),
-                  "images": [(f"coco:{id}",) for id in inner(games, "image").column("id", int)],
-                  "text": _dialogues(games), "candidates": boxes, "label": labels, "candidate_ids": ids}, file)
+    path, count = f"guesswhat/guesswhat.{split}.jsonl.gz", 0
+    file, parts = upstream(root, path), []
+    for games in _read_games(file):
+        parts.append(pd.DataFrame(_games(games, status)))
+        count += len(games.rows)
+    counted(root, path, count)
+    return frame(stack(parts), file)
 
 # %% ../../nbs/24_referring.ipynb #read-guesswhat
 def read_guesswhat(root) -> dict[str, pd.DataFrame]:

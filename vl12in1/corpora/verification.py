@@ -13,28 +13,31 @@ from pathlib import Path
 
 import pandas as pd
 
-from .frames import (CorpusError, Records, blocks, frame, json_lines, lookup, read_json_lines, records, shown, stack,
-                                    text_lines)
+from .frames import CorpusError, Records, blocks, frame, json_lines, lookup, records, shown, stack, text_lines
 from .images import genome_aliases, nlvr2_aliases
 from .layout import counted, release_of, upstream
 from .retrieval import apart, flickr30k_keys, renamed
 
 # %% ../../nbs/25_verification.ipynb #nlvr2-file
-def _nlvr2_file(root, name: str) -> pd.DataFrame:
-    "One file of NLVR2, the pictures under the names that the identifiers give them."
-    kind, _, split = name.rpartition("_")
-    path = f"nlvr2/{kind}/{name}.json" if kind else f"nlvr2/{name}.json"
-    file = upstream(root, path)
-    statements = records(file, read_json_lines(file))
-    counted(root, path, len(statements.rows))
+def _statements(statements: Records, split: str) -> dict:
+    "Columns of a block of statements, the pictures under the names that the identifiers give them."
     ids, named = statements.column("identifier"), re.compile(rf"{re.escape(split)}-[0-9]+-[0-9]+-[0-9]+")
     if strange := [index for index, id in enumerate(ids) if not named.fullmatch(id)]:
         raise statements.error(strange[0], "identifier", f"expected {split}-<set>-<pair>-<sentence>, "
                                f"found {shown(ids[strange[0]])}")
     pairs = [id.rpartition("-")[0] for id in ids]
-    return frame({"uid": ids, "images": [(f"nlvr2:{pair}-img0", f"nlvr2:{pair}-img1") for pair in pairs],
-                  "text": statements.column("sentence"),
-                  "label": lookup(statements, "label", {"False": 0, "True": 1}, "False, True")}, file)
+    return {"uid": ids, "images": [(f"nlvr2:{pair}-img0", f"nlvr2:{pair}-img1") for pair in pairs],
+            "text": statements.column("sentence"),
+            "label": lookup(statements, "label", {"False": 0, "True": 1}, "False, True")}
+
+def _nlvr2_file(root, name: str) -> pd.DataFrame:
+    "One file of NLVR2."
+    kind, _, split = name.rpartition("_")
+    path = f"nlvr2/{kind}/{name}.json" if kind else f"nlvr2/{name}.json"
+    file = upstream(root, path)
+    statements = frame(stack(_statements(block, split) for block in blocks(file, json_lines(file))), file)
+    counted(root, path, len(statements))
+    return statements
 
 # %% ../../nbs/25_verification.ipynb #nlvr2-statements
 def nlvr2_statements(root: str | Path, name: str) -> pd.DataFrame:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'KNOWN', 'BLOCK', 'split_words', 'build_wordpieces', 'write_wordpieces', 'read_wordpieces', 'Tokenizer',
-           'TokenIds', 'join_pieces', 'most_common', 'build_answers', 'AnswerVocabulary']
+           'TokenIds', 'join_pieces', 'most_common', 'build_answers', 'AnswerVocabulary', 'published_answers']
 
 # %% ../../nbs/50_text.ipynb #f9fc6029
 import json
@@ -20,6 +20,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from ..answers import normalise_answer, soft_scores
+from ..tasks import TASKS
 from ..weights import CheckpointError, read_text
 
 # %% ../../nbs/50_text.ipynb #split-words
@@ -191,3 +192,12 @@ class AnswerVocabulary:
     def save(self, path):
         "Write the list as JSON."
         Path(path).write_text(json.dumps(self.answers, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+
+# %% ../../nbs/50_text.ipynb #50al0002
+def published_answers(data) -> tuple[dict[str, Path], list[Path]]:
+    "Vocabulary -> published list, `answers/{vqa,gqa}.json` below a data folder; and files there that look like one and are not used."
+    data, names = Path(data), sorted({task.vocabulary for task in TASKS.values()} - {""})
+    used = {name: data / f"answers/{name}.json" for name in names if (data / f"answers/{name}.json").is_file()}
+    found = [file for pattern in ("answers/*", "*/*label2ans*", "*/*ans2label*", "*/cache/*label2ans*", "*/cache/*ans2label*")
+             for file in data.glob(pattern)]
+    return used, sorted({file for file in found if not file.name.startswith(".")} - {*used.values()})

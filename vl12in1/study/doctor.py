@@ -7,8 +7,10 @@ __all__ = ['configuration', 'doctor']
 
 # %% ../../nbs/80_doctor.ipynb #a5140939
 import os
+import shlex
 import shutil
 import textwrap
+import warnings
 from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +21,13 @@ import torch
 from .. import corpora
 from ..cleaning import images_of
 from ..corpora import CorpusError
+from ..corpora.layout import SizeWarning
 from ..model import HEADS, PRESETS, TwelveInOne
 from ..model.interface import EncoderConfig
 from ..regions import RegionStore, StoreError, find_features
 from ..tasks import TASKS
 from ..training.runs import read_grid
-from ..examples.text import AnswerVocabulary, Tokenizer
+from ..examples.text import AnswerVocabulary, Tokenizer, published_answers
 
 # %% ../../nbs/80_doctor.ipynb #source
 class Source(NamedTuple):
@@ -78,13 +81,17 @@ def _examine(
         source = SOURCES[corpus]
         return dict(state="missing", problem=f"{source.address} ({source.licence}); get {listed(row.missing)}")
     try:
-        frames = corpora.load(root, only=[corpus])[corpus]
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            frames = corpora.load(root, only=[corpus])[corpus]
     except CorpusError as error:
         return dict(state="wrong", release=row.release, problem=str(error))
+    state = "doubtful" if any(issubclass(warning.category, SizeWarning) for warning in said) else "present"
+    problem = "; ".join(dict.fromkeys(str(warning.message) for warning in said))
     images = set().union(*map(images_of, frames.values()))
     sizes = {split: len(frame) for split, frame in frames.items()}
-    return dict(state="present", release=row.release, **sizes, images=len(images),
-                pictures=_percent_in(pictures, images), regions=_percent_in(regions, images), problem="")
+    return dict(state=state, release=row.release, **sizes, images=len(images),
+                pictures=_percent_in(pictures, images), regions=_percent_in(regions, images), problem=problem)
 
 # %% ../../nbs/80_doctor.ipynb #examine-all
 def examine(
@@ -92,7 +99,7 @@ def examine(
     pictures: Container,  # a container of the image keys that have a picture
     regions: Container,   # a container of the image keys that have regions
 ) -> pd.DataFrame:
-    """One row per corpus: `state` (present, wrong, missing), `release`, examples per split, number of `images`, percent of
+    """One row per corpus: `state` (present, doubtful, wrong, missing), `release`, examples per split, number of `images`, percent of
     them in `pictures` and in `regions`; `problem`: what is wrong or has to be got."""
     rows = {corpus: _examine(root, corpus, row, pictures, regions) for corpus, row in corpora.present(root).iterrows()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("corpus")
@@ -131,6 +138,13 @@ def vocabularies(folder: Path) -> tuple[dict[str, int], str]:
     of_answers = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
     return sizes, f"vocabularies {pieces:,} word pieces; answers: {of_answers}"
 
+# %% ../../nbs/80_doctor.ipynb #80an0001
+def answer_notes(data: Path) -> list[str]:
+    "Lines about published lists of answers below a data folder: which are taken as they are, and which are not used."
+    used, unused = published_answers(data)
+    return [f"answers      {file} is taken as it is" for file in used.values()] + [
+        f"answers      {file} is not used: call it {Path(data) / 'answers'}/vqa.json or gqa.json" for file in unused]
+
 # %% ../../nbs/80_doctor.ipynb #accelerator
 def accelerator() -> str:
     "A line about the machine: its accelerator, if there is one, its processors and its memory."
@@ -140,24 +154,54 @@ def accelerator() -> str:
     device = torch.cuda.get_device_properties(0)
     return f"accelerator  {torch.cuda.device_count()} x {device.name}, {device.total_memory / 2 ** 30:.0f} GiB each; {host}"
 
+# %% ../../nbs/80_doctor.ipynb #80pl0001
+def _import_of(folder: Path, checkout: Path) -> str:
+    "The command that puts a folder of corpora in the place of a checkout's data."
+    away = "rm -rf data && " if os.path.lexists(checkout / "data") else ""  # DVC would put the corpora into a folder that is there
+    return f"{away}dvc import-url --force {shlex.quote(str(Path(folder).resolve()))} data"
+
+def placed(data: Path, checkout: Path | None) -> str:
+    "The command that makes the study read a folder of corpora: `dvc repro` where it does."
+    if checkout is None: return "dvc repro"
+    home, data = checkout / "data", Path(data).resolve()
+    if data != home.resolve(): return _import_of(data, checkout)
+    miniature = "path: build/miniature" in (checkout / "data.dvc").read_text() if (checkout / "data.dvc").is_file() else False
+    if not miniature or (home / "world.json").exists(): return "dvc repro"
+    return f"mv data ../corpora && {_import_of(checkout.parent / 'corpora', checkout).removeprefix('rm -rf data && ')}"
+
+# %% ../../nbs/80_doctor.ipynb #80im0002
+def import_notes(data: Path, checkout: Path | None) -> list[str]:
+    "Lines about what an import of a folder takes, and what it leaves out; none if nothing is to be imported."
+    if checkout is None or "import-url" not in placed(data, checkout): return []
+    size, links = 0, []
+    for place, folders, names in os.walk(Path(data).resolve()):
+        links += [Path(place, name) for name in folders if Path(place, name).is_symlink()]
+        size += sum(os.stat(Path(place, name)).st_size for name in names if Path(place, name).is_file())
+    lines = [f"import       {size / 2 ** 30:,.2g} GiB in .dvc/cache, and as much again in data/; once is enough after: "
+             "dvc config cache.type reflink,hardlink,symlink"]
+    for link in links: lines.append(f"import       DVC does not take {link}, a link to {os.path.realpath(link)}: "
+                                    "put the folder itself there, or mount it (mount --bind)")
+    return lines
+
 # %% ../../nbs/80_doctor.ipynb #next-step
 def next_step(
     examined: pd.DataFrame,  # as `examine` returns it
     regions,                 # the store of detected regions, or nothing
     data: Path,              # the data folder
+    checkout: Path | None = None,  # of the study, whose data it is or is to be; None: nothing is said of that
 ) -> str:
     "The next command, and why."
-    wrong = examined[examined.state == "wrong"]
-    present = examined[examined.state == "present"]
+    wrong, found = examined[examined.state == "wrong"], examined[examined.state.isin(["present", "doubtful"])]
     if len(wrong): return f"put that right: {wrong.problem.iloc[0]}"
-    if present.empty: return (f"dvc repro        (makes the miniature world; for real corpora, unpack them below {data} "
-                              f"as listed above, then: dvc import-url --force {data} data)")
+    if found.empty: return ("dvc repro        (makes the miniature world; for real corpora, unpack them as listed above into a folder "
+                            "that is not part of a checkout, then: vl12in1 doctor THAT_FOLDER)")
     try: published = len(regions) or find_features(Path(data) / "features/detected")
     except StoreError as problem: return f"put that right: {problem}"
-    lacking = present.index[present.pictures < 100]
-    if published or lacking.empty: return "dvc repro"
-    return (f"put pictures below {data}/images or published features below {data}/features "
-            f"(missing: {', '.join(lacking)})")
+    lacking = found.index[found.pictures < 100]
+    if not published and len(lacking): return (f"put pictures below {data}/images or published features below {data}/features "
+                                               f"(missing: {', '.join(lacking)})")
+    doubts = found.index[found.state == "doubtful"]
+    return placed(data, checkout) + f"        (if {', '.join(doubts)} should be of that size)" * (len(doubts) > 0)
 
 # %% ../../nbs/80_doctor.ipynb #size
 def configuration(study: dict, manifest: dict | None) -> EncoderConfig:
@@ -217,17 +261,19 @@ def doctor(
     data: Path = "data",    # the data folder
     build: Path = "build",  # where stages leave what they make
     study: dict = None,     # what `notebooks.settings` returns; without it nothing is said of sizes
+    checkout: Path = None,  # whose data it is or is to be; without it nothing is said of an import
 ) -> str:
     "What is to be said about data, outputs, machine and profile, as text."
     store, seen = open_regions(Path(build) / "regions/detected")
     answers, words = vocabularies(Path(build) / "text")
-    try: pictures = corpora.image_files(data)
-    except CorpusError: pictures = {}  # a list of images is broken, which is said of the corpora that read it
+    with warnings.catch_warnings(action="ignore", category=SizeWarning):  # which is said of the corpora
+        try: pictures = corpora.image_files(data)
+        except CorpusError: pictures = {}  # a list of images is broken, which is said of the corpora that read it
     examined = examine(data, pictures, store)
     profile = f"profile {study['profile']}" if study else "outside of a checkout of the study"
     lines = [f"{data}, {profile}", "", _table(examined), ""]
     if advice := _advice(examined): lines += [*advice, ""]
     if study: lines += [seen, words, *_size(study, answers, store)]
     else: lines.append("checkout     none here, and DVC needs one: git clone https://github.com/vl12in1/vl12in1")
-    lines.append(accelerator())
-    return "\n".join([*lines, f"next         {next_step(examined, store, data)}"])
+    lines += [accelerator(), *answer_notes(data), *import_notes(data, checkout)]
+    return "\n".join([*lines, f"next         {next_step(examined, store, data, checkout)}"])
