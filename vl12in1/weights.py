@@ -111,7 +111,8 @@ def write_tensors(state, path: Path):
     with written(path) as part:
         try:
             if path.suffix == ".safetensors": save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
-            else: torch.save(state, part)
+            else:
+                with open(part, "wb") as file: torch.save(state, file)  # of a path, it would write the name, too
         except (RuntimeError, SafetensorError) as error: raise OSError(f"{path}: cannot be written ({error}); is the disk full?") from None
 
 # %% ../nbs/04_weights.ipynb #read-text

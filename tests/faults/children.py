@@ -48,10 +48,12 @@ def status_of(call) -> int:
 def forked(call, seconds=10, more=2 ** 30, largest=None, output=None) -> Ended:
     "What `call()` does in a fork of this process, within limits; its standard output goes to the file `output`, if one is named."
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(output or f"{folder}/output"), Path(folder, "error")]
+        file = Path(output or f"{folder}/output")
+        reader, writer = os.pipe()  # of a pipe, no limit on files takes the last words
         child = os.fork()
         if not child:
-            for stream, file in enumerate(files, 1): os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream)
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), 1)
+            os.dup2(writer, 2)
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False, errors="backslashreplace")
             limit(seconds, more, largest)
             status = status_of(call)
@@ -59,6 +61,7 @@ def forked(call, seconds=10, more=2 ** 30, largest=None, output=None) -> Ended:
                 try: stream.flush()
                 except OSError: status = status or 120
             os._exit(status)
+        os.close(writer)
+        with open(reader, errors="replace") as stream: error = stream.read()
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        said = [file.read_text(errors="replace") if file.is_file() else "" for file in files]
-        return Ended(status, *said)
+        return Ended(status, file.read_text(errors="replace") if file.is_file() else "", error)
