@@ -28,7 +28,7 @@ def layers(encoder, order, streams, masks):
     "The streams, name -> (N, L, hidden), after the layers of an order."
     for kind, number in order:
         blocks, before = encoder.blocks(kind, number), dict(streams)
-        for asks, asked in LAYERS[kind].items():
+        for asks, (asked,) in LAYERS[kind].items():
             key, value = blocks[asked].key_value_in(before[asked]).chunk(2, -1)
             block = blocks[asks]
             x = block.attention_norm(before[asks] + block.dropout(attention(block, before[asks], key, value, masks[asked])))

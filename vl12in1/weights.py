@@ -157,9 +157,9 @@ def account_for(
     names, lines = {key: name for name, key in keys.items()}, {}
     for key, shape in shapes.items():
         name = names.get(key, "")  # a second spelling has none
-        reason = reason_to_drop(name)
         if name in wanted: lines[key] = line(wanted[name][0], shape, wanted[name][1])
-        else: lines[key] = "dropped" if reason else "unexpected", "", shape, None, reason
+        elif reason := reason_to_drop(name): lines[key] = "dropped", "", shape, None, reason
+        else: lines[key] = "unexpected", "", shape, None, ""
     for name, (ours, expected) in wanted.items():
         if name not in keys: lines[name] = line(ours, None, expected)
     columns = ["status", "ours", "found", "expected", "note"]

@@ -150,7 +150,7 @@ class AnswerHead(Head, kind="answer"):
 
     def __init__(self, config, answers: int):
         super().__init__()
-        self.classifier = two_layers(config.pooled_width, 2 * config.pooled_width, answers)
+        self.classifier = two_layers(config.pooled_width, config.classifier_width, answers)
 
     @staticmethod
     def people(examples, rows) -> list[tuple[str, ...]]:
@@ -435,7 +435,7 @@ class PairHead(LabelHead, kind="pair"):
 
     def __init__(self, config):
         super().__init__()
-        self.classifier = two_layers(2 * config.pooled_width, 2 * config.pooled_width, 2)
+        self.classifier = two_layers(2 * config.pooled_width, config.classifier_width, 2)
 
     def logits(self, encoded, batch):
         "(B, 2), from the vectors of each example's two pairs, (2 * B, pooled width)."

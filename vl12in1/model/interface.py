@@ -198,6 +198,11 @@ class EncoderConfig:
         for name, value in vars(self).items(): object.__setattr__(self, name, as_tuples(value))
         self.check()
 
+    @property
+    def classifier_width(self) -> int:
+        "Inner width of the larger heads."
+        return 2 * self.pooled_width
+
     def check(self): "Raises `ValueError` if a field cannot be what it is, or contradicts another."
 
     def to_dict(self) -> dict:

@@ -11,12 +11,17 @@ from functools import partial
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from .blocks import Layout, Stream, attend_few, attention_map, shortest
+from .blocks import Layout, Stream, attend_few, attention_map, shortest, side_by_side
 from .interface import FIRST, STREAMS, WHOLE, Batch, Encoded, Encoder, map_name, method_of
 
 # %% ../../nbs/41a_layers.ipynb #b90d08c3
-LAYERS = {"text": {"text": "text"}, "image": {"image": "image"},
-          "co": {"text": "image", "image": "text"}}  # kind of a layer -> the stream that asks -> the stream that is asked
+LAYERS = {"text": {"text": ("text",)}, "image": {"image": ("image",)},
+          "co": {"text": ("image",), "image": ("text",)}}  # kind of a layer -> the stream that it changes -> the streams which that asks
+
+def add_maps(maps, name, names, weights, streams):
+    "Append the part of the weights (N, heads, L, K) of stream `name` that each of the streams `names` gets."
+    parts = weights.split([streams[each].layout.longest for each in names], -1)
+    for each, part in zip(names, parts): maps[map_name(name, each)].append(part)
 
 def run_layer(kind: str, blocks, streams, wanted, maps=None) -> dict[str, Stream]:
     """The streams after one layer, by name. Those that it does not change pass as they are.
@@ -28,11 +33,13 @@ def run_layer(kind: str, blocks, streams, wanted, maps=None) -> dict[str, Stream
     """
     changed = {}
     for name in wanted:
-        own, other, asked = blocks[name], blocks[LAYERS[kind][name]], streams[LAYERS[kind][name]]
+        own, names, context = blocks[name], LAYERS[kind][name], None
         asks = streams[name].first() if wanted[name] == "first" else streams[name]
-        context = shortest(own, asks, asked)(own, other, asks, asked)
+        if names:
+            other, asked = side_by_side([blocks[each] for each in names], [streams[each] for each in names])
+            context = shortest(own, asks, asked)(own, other, asks, asked)
+            if maps: add_maps(maps, name, names, attention_map(own, other, asks, asked), streams)
         changed[name] = Stream(own.after_attention(asks.rows, context), asks.layout)
-        if maps: maps[map_name(name, LAYERS[kind][name])].append(attention_map(own, other, asks, asked))
     return streams | changed
 
 # %% ../../nbs/41a_layers.ipynb #5b3403e8
@@ -44,7 +51,7 @@ def needed(order, wanted) -> list[tuple[str, int, dict[str, str]]]:
         changed = {name: wanted[name] for name in LAYERS[kind] if name in wanted}
         if not changed: continue
         layers.append((kind, number, changed))
-        wanted = wanted | {LAYERS[kind][name]: "all" for name in changed}
+        wanted = wanted | {asked: "all" for name in changed for asked in LAYERS[kind][name]}
     return layers[::-1]
 
 # %% ../../nbs/41a_layers.ipynb #a410000b
@@ -54,6 +61,7 @@ class BlockEncoder(Encoder):
     vectors of N texts, images and pairs, from those of their first positions."""
 
     layer_names = {"image": "block", "co": "co-attention"}  # how `Encoded.image_states` calls the layers that it shows
+    apart = True  # whether words and regions are embedded without knowledge of each other
     recompute = False  # whether what is inside of a layer is computed again on the way back, in place of being kept
 
     def layouts(self, batch) -> dict[str, Layout]:
@@ -87,7 +95,7 @@ def forward(self, batch: Batch, wanted=WHOLE, attention=False, states=False) -> 
 def meeting(order) -> int:
     "Place in an order of layers, (kind, number, …) each, of the first one in which a stream asks another."
     for place, (kind, *_) in enumerate(order):
-        if any(asks != asked for asks, asked in LAYERS[kind].items()): return place
+        if any({*asked} - {asks} for asks, asked in LAYERS[kind].items()): return place
     return len(order)
 
 # %% ../../nbs/41a_layers.ipynb #aaa9ded0
@@ -103,12 +111,15 @@ def attend_crossed(own, other, asks, asked) -> torch.Tensor:
     return torch.einsum("hmknl,mhkx->nmlx", weights, values) + own.attention_out.bias
 
 # %% ../../nbs/41a_layers.ipynb #b66c2cb4
+def pair_numbers(streams) -> dict[str, torch.Tensor]:
+    "Of streams of N texts and of M images, the number of the text and of the image of each of the N * M pairs, text by text."
+    texts, images = (torch.arange(len(streams[name].layout.lengths), device=streams[name].rows.device) for name in ("text", "image"))
+    return {"text": texts.repeat_interleave(len(images)), "image": images.repeat(len(texts))}
+
 def crossed_layer(kind, blocks, streams, wanted) -> dict[str, Stream]:
     "A layer between streams of N texts and of M images, as `run_layer` has it for pairs: streams of N * M pairs, text by text."
-    texts, images = (torch.arange(len(streams[name].layout.lengths), device=streams[name].rows.device) for name in ("text", "image"))
-    pairs = {"text": texts.repeat_interleave(len(images)), "image": images.repeat(len(texts))}
-    changed = {}
-    for name, asked in LAYERS[kind].items():
+    pairs, changed = pair_numbers(streams), {}
+    for name, (asked,) in LAYERS[kind].items():
         if name not in wanted: continue
         asks = streams[name].first() if wanted[name] == "first" else streams[name]
         context = attend_crossed(blocks[name], blocks[asked], asks, streams[asked])[pairs[name], pairs[asked]]
@@ -117,20 +128,32 @@ def crossed_layer(kind, blocks, streams, wanted) -> dict[str, Stream]:
         changed[name] = Stream(rows, layout)
     return changed
 
+# %% ../../nbs/41a_layers.ipynb #paired
+def paired(streams) -> dict[str, Stream]:
+    "Streams of N texts and of M images -> of the N * M pairs, text by text."
+    pairs, made = pair_numbers(streams), {}
+    for name, stream in streams.items():
+        layout = Layout(stream.layout.lengths[pairs[name]], stream.layout.longest)
+        made[name] = Stream(layout.rows(stream.grid()[pairs[name]]), layout)
+    return made
+
 # %% ../../nbs/41a_layers.ipynb #eeeaae49
 @method_of(BlockEncoder)
 def alone(self, batch: Batch, stream):
     "The `Stream` of that name as it is before texts and images meet; the batch, where they never do."
     layers = needed(self.order, FIRST)
-    if meeting(layers) == len(layers): return Encoder.alone(self, batch, stream)
-    own = [layer for layer in layers[:meeting(layers)] if stream in LAYERS[layer[0]]]
+    if meeting(layers) == len(layers) or not self.apart: return Encoder.alone(self, batch, stream)
+    own = [(kind, number, {stream: wanted[stream]}) for kind, number, wanted in layers[:meeting(layers)] if stream in wanted]
     return self.run(own, self.embed(batch, self.layouts(batch)))[stream]
 
 @method_of(BlockEncoder)
 def together(self, texts, images) -> torch.Tensor:
     "The vectors of all pairs of N texts and M images that were `alone` so far, text by text: (N * M, pooled width)."
     layers = needed(self.order, FIRST)
-    if meeting(layers) == len(layers): return Encoder.together(self, texts, images)
-    (kind, number, wanted), *rest = layers[meeting(layers):]
-    streams = self.run(rest, crossed_layer(kind, self.blocks(kind, number), {"text": texts, "image": images}, wanted))
+    if meeting(layers) == len(layers) or not self.apart: return Encoder.together(self, texts, images)
+    streams, rest = {"text": texts, "image": images}, layers[meeting(layers):]
+    (kind, number, wanted), *after = rest
+    if LAYERS[kind] == LAYERS["co"]: rest, streams = after, crossed_layer(kind, self.blocks(kind, number), streams, wanted)
+    else: streams = paired(streams)
+    streams = self.run(rest, streams)
     return self.pool(*(streams[name].first().rows for name in ("text", "image")))[-1]

@@ -133,7 +133,8 @@ def why_dropped(key) -> str:
 # %% ../../nbs/46_names.ipynb #canonical-names
 def canonical_names(keys) -> dict[str, str]:
     "Key of a file -> the name under which the published model knows it."
-    names = {key: re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", key.removeprefix("module."))) for key in keys}
+    bare = {key: re.sub(r"^((module|model)\.)+", "", key) for key in keys}  # of PyTorch's wrapper, or MMF's
+    names = {key: re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name)) for key, name in bare.items()}
     if any(name.startswith("bert.") for name in names.values()): return names
-    bare = re.compile(r"(v_)?embeddings\.|encoder\.|[tv]_pooler\.")
-    return {key: f"bert.{name}" if bare.match(name) else name for key, name in names.items()}
+    part = re.compile(r"(v_)?embeddings\.|encoder\.|[tv]_pooler\.")
+    return {key: f"bert.{name}" if part.match(name) else name for key, name in names.items()}

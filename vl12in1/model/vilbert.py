@@ -114,11 +114,12 @@ class TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.tasks = nn.Embedding(len(config.task_tokens), config.text_hidden) if config.task_tokens else None
 
-    def forward(self, tokens, task_row=None, segments=None) -> torch.Tensor:
+    def forward(self, tokens, task_row=None, segments=None, seen=None) -> torch.Tensor:
         """(N, T) int64 word pieces -> (N, T, H) float, or (N, T + 1, H) with a task token. `task_row`: () int64, its row of the table;
-        `segments`: (N, T) int64, all 0 unless given."""
+        `segments`: (N, T) int64, all 0 unless given; `seen`: (N, 1, H) or (N, T, H), added to words."""
         segment = self.segments.weight[0] if segments is None else self.segments(segments)
         x = self.words(tokens) + self.positions.weight[:tokens.shape[1]] + segment
+        if seen is not None: x = x + seen
         if self.tasks is not None:
             token = self.tasks.weight[task_row].expand(len(x), 1, -1)
             x = torch.cat([x[:, :1], token, x[:, 1:]], dim=1)
@@ -130,12 +131,13 @@ FEATURE_SIZE, PLACE_SIZE = 1.5, .58  # root mean square of a detector's features
 class ImageEmbeddings(nn.Module):
     "Region features (…, D) and places (…, 5) -> (…, H)."
 
-    def __init__(self, config):
+    def __init__(self, config, places: int = 5, rate: float | None = None):
+        "`places`: numbers for each; `rate`: of dropout, the configuration's unless given."
         super().__init__()
         self.features = nn.Linear(config.feature_dim, config.image_hidden)
-        self.locations = nn.Linear(5, config.image_hidden)
+        self.locations = nn.Linear(places, config.image_hidden)
         self.norm = nn.LayerNorm(config.image_hidden, eps=1e-12)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout if rate is None else rate)
 
     def balance(self):
         "Scale new weights of places, all of one deviation with those of features, so that both terms are of one size."
@@ -212,42 +214,46 @@ def _number(value, most=1): return type(value) in (int, float) and 0 <= value <=
 def _rows(value): return type(value) is tuple and all(_whole(number, least=0) for number in value)
 def _names(value): return type(value) is tuple and all(type(name) is str for name in value)
 
-def check_types(config):
-    "Raises `ValueError` if a field of a `ViLBERTConfig` is not of its kind, or out of range."
-    right = {"dropout": _number(config.dropout), "attention_dropout": _number(config.attention_dropout),
-             "initializer_range": _number(config.initializer_range, most=100),
-             "text_connections": _rows(config.text_connections), "image_connections": _rows(config.image_connections),
-             "task_tokens": type(config.task_tokens) is tuple and all(map(_names, config.task_tokens))}
+def check_types(config, **right):
+    "Raises `ValueError` if a field of a configuration is not of its kind, or out of range. `right`: field of another kind -> is it so?"
+    right["task_tokens"] = type(config.task_tokens) is tuple and all(map(_names, config.task_tokens))
     for field in fields(config):
-        least = 0 if field.name.endswith("layers") else 1
-        if field.type is int: right[field.name] = _whole(getattr(config, field.name), least)
+        value = getattr(config, field.name)
+        if field.name in right: continue
+        if field.type is int: right[field.name] = _whole(value, least=0 if field.name.endswith("layers") else 1)
+        if field.type is float: right[field.name] = _number(value, most=100 if field.name == "initializer_range" else 1)
     odd = [f"{name} {getattr(config, name)!r}" for name, is_right in right.items() if not is_right]
-    if odd: raise ValueError(f"ViLBERTConfig: not of the kind, or out of the range, of its field: {', '.join(odd)}")
+    if odd: raise ValueError(f"{type(config).__name__}: not of the kind, or out of the range, of its field: {', '.join(odd)}")
 
 # %% ../../nbs/42_vilbert.ipynb #check-config
 def _connections(stream, numbers, layers):
     if list(numbers) != sorted(set(numbers)) or not set(numbers) <= set(range(layers)):
         yield f"{stream}_connections {numbers} must rise and stay below the {layers} {stream} layers"
 
-def _heads(stream, width, heads):
+def undivided(stream, width, heads):
+    "A line if heads do not share a width evenly."
     if width % heads: yield f"{stream} width {width} is not a multiple of its {heads} heads"
+
+def repeated(rows):
+    "A line if a task stands in more than one of the rows of task tokens."
+    tasks = [task for row in rows for task in row]
+    if len(tasks) != len(set(tasks)): yield "a task stands in two rows of task_tokens"
 
 def contradictions(c):
     "What does not go together in a `ViLBERTConfig`, a line each."
     yield from _connections("text", c.text_connections, c.text_layers)
     yield from _connections("image", c.image_connections, c.image_layers)
-    yield from _heads("text", c.text_hidden, c.text_heads)
-    yield from _heads("image", c.image_hidden, c.image_heads)
-    yield from _heads("co", c.co_hidden, c.co_heads)
-    tasks = [task for row in c.task_tokens for task in row]
+    yield from undivided("text", c.text_hidden, c.text_heads)
+    yield from undivided("image", c.image_hidden, c.image_heads)
+    yield from undivided("co", c.co_hidden, c.co_heads)
+    yield from repeated(c.task_tokens)
     if len(c.text_connections) != len(c.image_connections): yield "both streams need equally many connections"
     if c.fusion not in ("mul", "sum"): yield f"fusion {c.fusion!r} is neither 'mul' nor 'sum'"
-    if len(tasks) != len(set(tasks)): yield "a task stands in two rows of task_tokens"
 
 # %% ../../nbs/42_vilbert.ipynb #a4200004
 def _check(config):
     "Raises `ValueError` if fields of a `ViLBERTConfig` are not of their kind, or contradict each other."
-    check_types(config)
+    check_types(config, text_connections=_rows(config.text_connections), image_connections=_rows(config.image_connections))
     problems = list(contradictions(config))
     if problems: raise ValueError("ViLBERTConfig: " + "; ".join(problems))
 
