@@ -63,11 +63,12 @@ def _check_zip(path, length: int):
     with ZipFile(path) as packed:
         parts = {part.filename.partition("/")[2]: part for part in packed.infolist()}
         if len(parts) < len(packed.infolist()): raise ValueError("two parts have one name")
-        if any(part.compress_type != ZIP_STORED for part in parts.values()): raise ValueError("its parts are packed; PyTorch does not do that")
+        if any(part.compress_type != ZIP_STORED for part in parts.values()): raise ValueError("its parts are packed, as PyTorch packs none")
         if sum(part.file_size for part in parts.values()) > length: raise ValueError("its parts claim more bytes than it has")
         plain_pickle(packed.read(parts["data.pkl"]), _stand_ins(), storages)
+    sizes = {name: part.file_size for name, part in parts.items()}
     for key, claimed in storages.bytes.items():
-        if f"data/{key}" not in parts or claimed > parts[f"data/{key}"].file_size: raise ValueError(f"storage {key} claims {claimed:,} bytes")
+        if claimed > sizes.get(f"data/{key}", -1): raise ValueError(f"storage {key} claims {claimed:,} bytes")
 
 def _check_stream(path, length: int):
     "The same of PyTorch's older form: five pickles, then the storages."
