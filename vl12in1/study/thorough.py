@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from ..children import end_with_parent
 from ..endings import ending
 from .notebooks import root
 from .parallel import make_folders
@@ -70,7 +71,8 @@ def complete_run(checkout: Path, name: str) -> None:
     share_cache(checkout, folder)
     choose(folder, SHIFTS[name])
     share_times(checkout, folder)
-    for program in ("parallel", "timeline"): subprocess.run([sys.executable, "-m", f"vl12in1.study.{program}"], cwd=folder, check=True)
+    for program in ("parallel", "timeline"):
+        subprocess.run([sys.executable, "-m", f"vl12in1.study.{program}"], cwd=folder, check=True, preexec_fn=end_with_parent)
     share_times(folder, checkout)
     keep(folder, checkout / "reports" / name)
     make_folders(checkout / "reports")
