@@ -1,19 +1,28 @@
 "Files as people have them: each case is a kind of input that was once misread, with what is to be said of it."
+import gzip
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
+import time
 import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import published
 import pytest
 
+from fuzz import write
 from vl12in1 import corpora, world
+from vl12in1.command import main
 from vl12in1.corpora import CorpusError
+from vl12in1.evaluation.submissions import SubmissionError, write_submission
+from vl12in1.leaks import leak_report
 from vl12in1.regions import RegionStore, StoreError, find_features, import_features
-
-CASES = Path(__file__).parent / "cases"
+from vl12in1.study.doctor import doctor
 
 
 # --- layouts of the field
@@ -193,3 +202,181 @@ def test_tsv_written_by_python3(tmp_path):
     (tmp_path / "files/coco_py3.tsv").write_text("\t".join(map(str, cells)) + "\n")
     _, store = features(tmp_path)
     np.testing.assert_array_equal(store["coco:1"].features, made["features"].astype(np.float16))
+
+
+# --- addresses are identities
+
+BEER = "https://www.Example.com/a%20b/Beer.jpg?x=1"
+
+
+@pytest.mark.parametrize("other, same", [
+    (BEER, True), ("http://example.com/a%20b/Beer.jpg?x=1", True), ("HTTPS://example.com/a b/Beer.jpg?x=1", True), (f" {BEER} ", True),
+    ("//example.com/a%20b/Beer.jpg?x=1#top", True), ("http://www.example.com:80/a b/Beer.jpg?x=1", True),
+    ("https://www.example.com/a%20b/beer.jpg?x=1", False), ("https://www.example.com/a%20b/Beer.jpg?x=2", False),
+    ("https://cdn.example.com/a%20b/Beer.jpg?x=1", False)])
+@pytest.mark.parametrize("learned, tested", [("train", "test1"), ("dev", "test1"), ("train", "dev")])
+def test_pictures_of_one_address_are_one(tmp_path, capsys, other, same, learned, tested):
+    for split in ("train", "dev", "test1", "test2"):
+        address = BEER if split == learned else other if split == tested else f"http://{split}.org/a.jpg"
+        write(tmp_path, {f"nlvr2/{split}.json": [dict(identifier=f"{split}-1-0-0", sentence="a", label="True", left_url=address,
+                                                      right_url=f"http://{split}.org/b.jpg")]})
+    command = ["leaks", str(tmp_path), "--tests", "nlvr2=val,test" if tested == "dev" else "nlvr2=test"]
+    if not same: main(command)
+    else:
+        with pytest.raises(SystemExit) as end: main(command)
+        assert end.value.code == 1 and f"nlvr2:{min(learned, tested)}-1-0-img0" in capsys.readouterr().out
+
+
+# --- what is no file of a corpus, and what would fill the memory
+
+def bomb(line): return gzip.compress(line * (2 ** 28 // len(line)), 1)
+
+
+QUESTIONS, STATEMENTS, CAPTIONS = ("vqa/v2_OpenEnded_mscoco_train2014_questions.json", "nlvr2/train.json",
+                                   "conceptual_captions/Train_GCC-training.tsv")
+FAULTS = {
+    "unpacks to far more|columns": lambda file: file.with_name(f"{file.name}.gz").write_bytes(bomb(b" " * 10 ** 6 + b"\n")),
+    "zeros instead of content": lambda file: file.with_name(f"{file.name}.gz").write_bytes(bomb(bytes(10 ** 6))),
+    "mostly a hole": lambda file: os.truncate(file, 10 ** 11),
+    "a line of more than|a value of more than": lambda file: file.write_bytes(b'"' + b"x" * 2 ** 27),
+    "recursion|columns|no end": lambda file: file.write_bytes(b"[" * 10 ** 6),
+    "digits|columns|no end": lambda file: file.write_bytes(b'[{"a": ' + b"1" * 10 ** 6 + b"}]"),
+    "no UTF-8 text|Invalid control|Expecting": lambda file: file.write_bytes(file.read_bytes().replace(b" ", b"\0", 9)),
+    "no file, but a folder": lambda file: (file.unlink(), file.mkdir()),
+    "but a folder, a device": lambda file: (file.unlink(), os.mkfifo(file)),
+    "a device or a broken link": lambda file: (file.unlink(), file.symlink_to("/dev/zero")),
+    "Expecting|not a JSON line|columns": lambda file: file.write_bytes(b"<!DOCTYPE html>\n<html>404</html>\n"),
+}
+
+
+@pytest.mark.parametrize("path", [QUESTIONS, STATEMENTS, CAPTIONS])
+@pytest.mark.parametrize("problem", FAULTS)
+def test_what_is_no_corpus_file_is_named_at_once(whole, tmp_path, path, problem):
+    corpus = path.partition("/")[0]
+    shutil.copytree(whole / corpus, tmp_path / corpus)
+    FAULTS[problem](tmp_path / path)
+    if (tmp_path / f"{path}.gz").exists(): (tmp_path / path).unlink()
+    begin = time.monotonic()
+    with pytest.raises(CorpusError, match=f"{Path(path).name}.*({problem})"): corpora.load(tmp_path, only=[corpus])
+    assert time.monotonic() - begin < 8
+
+
+@pytest.mark.parametrize("payload", ["laughs", "memo", "tuplekey"])
+def test_references_out_of_proportion(tmp_path, payload):
+    write_json(tmp_path / "refcoco/refcoco/instances.json", dict(images=[], annotations=[]))
+    layers = b"(lp0\n" + b"".join(b"(lp%d\n" % n + b"g%d\na" % (n - 1) * 10 for n in range(1, 12)) + b"."
+    keys = b"\x80\x02}" + b"K\x01" + b"\x85" * 100_000 + b"K\x01s."
+    content = dict(laughs=layers, memo=b"\x80\x02]r\xff\xff\xff\x0f.", tuplekey=keys)
+    (tmp_path / "refcoco/refcoco/refs(unc).p").write_bytes(content[payload])
+    with pytest.raises(CorpusError, match=r"refs\(unc\).p"): corpora.load(tmp_path)
+
+
+def test_further_test_sets_of_nlvr2_are_tested(tmp_path):
+    for split in ("train", "dev", "test1", "test2"):
+        address = BEER if split in ("dev", "test2") else f"http://{split}.org/a.jpg"
+        write(tmp_path, {f"nlvr2/{split}.json": [dict(identifier=f"{split}-1-0-0", sentence="a", label="True", left_url=address,
+                                                      right_url=f"http://{split}.org/b.jpg")]})
+    text, clean = leak_report(tmp_path)
+    assert not clean and "nlvr2:dev-1-0-img0" in text and "4 test images" in text
+
+
+def test_links_that_go_round_end(whole, tmp_path):
+    folder = tmp_path / "images/coco/val2014"
+    folder.mkdir(parents=True)
+    (folder / "COCO_val2014_000000000009.jpg").touch()
+    for name in "ab": (folder / name).symlink_to("."), (folder.parent / name).symlink_to(folder)
+    assert [*corpora.image_files(tmp_path)] == ["coco:9"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_no_missing_one(whole, tmp_path):
+    shutil.copytree(whole / "nlvr2", tmp_path / "nlvr2")
+    (tmp_path / "nlvr2").chmod(0)
+    try:
+        with pytest.raises(CorpusError, match="nlvr2: this folder may not be read"): corpora.present(tmp_path)
+    finally: (tmp_path / "nlvr2").chmod(0o700)
+
+
+# --- answers for a server
+
+def test_vqa_testdev(tmp_path):
+    for subset, count in (("test2015", 3), ("test-dev2015", 1)):
+        questions = [dict(question_id=1000 * n, image_id=n, question="What is it?") for n in range(1, count + 1)]
+        write_json(tmp_path / f"vqa/v2_OpenEnded_mscoco_{subset}_questions.json", dict(data_subtype=subset, questions=questions))
+        frame = corpora.vqa_questions(tmp_path, subset)
+        answers = pd.DataFrame(dict(uid=frame.uid, prediction="cup"))
+        if count == 3: assert len(json.loads(write_submission("vqa", frame, answers, tmp_path).read_text())) == 3
+        else:
+            with pytest.raises(SubmissionError, match="all questions of test2015"):
+                write_submission("vqa", frame, answers, tmp_path / "dev")
+    assert not (tmp_path / "dev").exists()
+
+
+# --- into a checkout
+
+def checkout_with(folder, data=True):
+    "A checkout whose `data.dvc` names the miniature world, with `data/` or without."
+    folder.mkdir()
+    (folder / "data.dvc").write_text("deps:\n- path: build/miniature\nouts:\n- path: data\n")
+    if data: write_json(folder / "data/world.json", {})
+    return folder
+
+
+def last(report): return report.splitlines()[-1]
+
+
+@pytest.fixture
+def statements(tmp_path):
+    "A folder of corpora that lacks nothing."
+    write(tmp_path / "corpora", {f"nlvr2/{split}.json": [dict(identifier=f"{split}-1-0-0", sentence="A cup.", label="True")]
+                                 for split in ("train", "dev", "test1")} | {"world.json": "{}"})
+    for split in ("train", "dev", "test1"): write(tmp_path / "corpora/images/nlvr2", {f"{split}-1-0-img{side}.png": b"" for side in "01"})
+    return tmp_path / "corpora"
+
+
+def test_doctor_next(statements, tmp_path):
+    fresh, used = checkout_with(tmp_path / "fresh", data=False), checkout_with(tmp_path / "used")
+    command = f"dvc import-url --force {statements} data"
+    assert last(doctor(statements, tmp_path, None, fresh)) == f"next         {command}"
+    assert last(doctor(statements, tmp_path, None, used)) == f"next         rm -rf data && {command}"
+    assert "import-url" not in last(doctor(fresh / "data", tmp_path, None, fresh))
+    shutil.copytree(statements, used / "data", dirs_exist_ok=True)
+    assert last(doctor(used / "data", tmp_path, None, used)) == "next         dvc repro"
+    (used / "data/world.json").unlink()  # now somebody's own corpora, which `dvc repro` would replace
+    assert last(doctor(used / "data", tmp_path, None, used)).startswith(
+        f"next         mv data ../corpora && dvc import-url --force {tmp_path}/corpora data")
+
+
+def test_import_symlinked_folders(statements, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (statements / "nlvr2").rename(tmp_path / "disk/nlvr2")
+    (statements / "nlvr2").symlink_to(tmp_path / "disk/nlvr2")
+    report = doctor(statements, tmp_path, None, checkout_with(tmp_path / "clone"))
+    assert f"DVC does not take {statements}/nlvr2, a link to {tmp_path}/disk/nlvr2" in report and "GiB in .dvc/cache" in report
+
+
+def test_answers_under_their_own_name(statements, tmp_path):
+    for name in ("vqa", "trainval_label2ans"): write_json(statements / f"answers/{name}.json", ["yes", "no"])
+    write_json(statements / "gqa/cache/trainval_label2ans.json", ["yes"])
+    lines = [line.partition(":")[0] for line in doctor(statements, tmp_path).splitlines() if line[:7] == "answers"]
+    assert [line.removeprefix(f"answers      {statements}/") for line in lines] == [
+        "answers/vqa.json is taken as it is", "answers/trainval_label2ans.json is not used",
+        "gqa/cache/trainval_label2ans.json is not used"]
+
+
+def test_a_typo_is_no_folder(tmp_path):
+    with pytest.raises(SystemExit, match="typo: there is no such folder"): main(["doctor", str(tmp_path / "typo")])
+
+
+def test_an_import_replaces_data_that_is_there(statements, tmp_path):
+    "The command of the guide, in a checkout in which the study was run."
+    clone = checkout_with(tmp_path / "clone")
+    (clone / "data.dvc").unlink()
+    (clone / ".gitignore").write_text("/data\n")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+    guide = (Path(__file__).parents[1] / "nbs/guides/own_data.ipynb").read_text()
+    command = next(line for line in guide.split('"') if "dvc import-url" in line).partition("  ")[0]
+    command = command.replace("/path/to/corpora", str(statements))
+    subprocess.run(f"git init -q . && dvc init -q && {command} && {command}", shell=True, cwd=clone, env=environment, check=True,
+                   capture_output=True)
+    assert json.loads((clone / "data/nlvr2/dev.json").read_text())["identifier"] == "dev-1-0-0" and (clone / "data.dvc").is_file()

@@ -736,7 +736,6 @@ def test_damaged_folders(damage):
 @pytest.mark.parametrize("umask", [0o002, 0o022, 0o077], ids=oct)
 def test_weights_have_the_permissions_of_any_new_file(umask):
     WEIGHTS.parent.mkdir()
-    WEIGHTS.with_suffix(".part").touch(0o640)  # of a process that was ended
     paths, before = [Path("new"), Path("weights.bin"), Path("weights.safetensors")], os.umask(umask)
     try:
         for path in paths[1:]: write_published(task_model(), path)
@@ -873,3 +872,78 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     os.chdir(sys.argv[2])
     print(json.dumps(globals()[sys.argv[1]]()))
+
+
+# --- files that claim more than they hold, or would harm whoever opens them
+
+BIN = Path("weights.bin")
+
+
+def torch_zip(pickled, compression=zipfile.ZIP_STORED, twice=False, **parts):
+    "A file of PyTorch with this pickle, and `parts` (key of a storage -> bytes)."
+    with zipfile.ZipFile(BIN, "w", compression) as file:
+        for _ in range(1 + twice): file.writestr("a/data.pkl", pickled)
+        file.writestr("a/version", b"3")
+        for key, content in parts.items(): file.writestr(f"a/data/{key[1:]}", content)
+
+
+def storage_of(count): return (b"\x80\x02}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\n"
+                               b"X\x01\0\0\x000X\x03\0\0\0cpuM" + count.to_bytes(2, "little") + b"tQK\0K\x02\x85K\x01\x85\x89"
+                               b"ccollections\nOrderedDict\n)RtRs.")
+
+
+def old_form(count=3, key=b""):
+    "The older form of a file of PyTorch, whose storage claims `count` numbers."
+    torch.save({"a": torch.ones(3)}, BIN, _use_new_zipfile_serialization=False)
+    content = BIN.read_bytes()
+    assert content.count(b"K\x03N") == 1
+    BIN.write_bytes(content.replace(b"K\x03N", b"\x8a\x05" + count.to_bytes(5, "little") + b"N"))
+
+
+DEEP = b"N" + b"\x85" * 150_000
+CLAIMS = {
+    "a deep key": (lambda: torch_zip(b"\x80\x02}" + DEEP + b"K\x01s."), "a key that is a tuple"),
+    "a deep key of an ordered dictionary": (lambda: torch_zip(
+        b"\x80\x02ccollections\nOrderedDict\n](" + DEEP + b"K\x01lae\x85R."), "cannot be read"),
+    "a deep member of a set": (lambda: torch_zip(b"\x80\x02cbuiltins\nset\n]" + DEEP + b"a\x85R."), "asks for builtins.set"),
+    "8 GB of a byte array": (lambda: torch_zip(b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x02\x85R."), "asks for builtins.bytearray"),
+    "a storage that is not there": (lambda: torch_zip(storage_of(2)), "storage 0 claims 8 bytes"),
+    "a storage that is too short": (lambda: torch_zip(storage_of(900), _0=bytes(8)), "storage 0 claims 3,600 bytes"),
+    "packed parts": (lambda: torch_zip(storage_of(2), zipfile.ZIP_DEFLATED, _0=bytes(10 ** 7)), "its parts are packed"),
+    "two pickles": (lambda: torch_zip(storage_of(2), twice=True, _0=bytes(8)), "two parts have one name"),
+    "a file in the file": (lambda: torch_zip(b"PK\3\4" + bytes(99)), "cannot be read"),
+    "no pickle": (lambda: zipfile.ZipFile(BIN, "w").writestr("a/b", b""), "cannot be read"),
+    "an endless storage": (lambda: old_form(2 ** 38), "its storages claim more"),
+    "another number": (lambda: BIN.write_bytes(pickle.dumps(3)), "no file of PyTorch"),
+    "a hole": (lambda: BIN.touch() or os.truncate(BIN, 10 ** 11), "mostly a hole")}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("case", CLAIMS)
+def test_files_that_claim_what_they_do_not_hold(case):
+    make, problem = CLAIMS[case]
+    make()
+    with pytest.raises(CheckpointError, match=problem) as error: inspect(BIN)
+    assert str(error.value).startswith(f"{BIN}: ") and "\n" not in str(error.value)
+
+
+def test_what_these_files_are_made_like_is_read():
+    for make in (lambda: torch_zip(storage_of(2), _0=bytes(8)), old_form):
+        make()
+        assert inspect(BIN)["shape"].tolist() in ([(2,)], [(3,)])
+
+
+@pytest.mark.parametrize("edit, problem", [
+    (dict(text_layers=2 ** 31), "text_layers is 2147483648"), (dict(text_connections=[0] * 10 ** 6), "length of text_conn"),
+    (dict(vocab_size=10 ** 7), "do not fit"), (dict(text_hidden=2 ** 60), "no TwelveInOne can be built")])
+def test_a_saved_model_is_no_larger_than_its_file(edit, problem):
+    task_model().save_pretrained("folder")
+    settings = json.loads(Path("folder/config.json").read_text())
+    Path("folder/config.json").write_text(json.dumps(settings | dict(config=settings["config"] | edit)))
+    with pytest.raises(CheckpointError, match=problem): TwelveInOne.from_pretrained("folder")
+
+
+def test_fresh_parts_are_no_larger_than_their_file():
+    state, config = to_published(pretraining_model())
+    with pytest.raises(CheckpointError, match="numbers, but the file has"):
+        read_published(state, config | dict(v_target_size=10 ** 8), fresh=["regions"])

@@ -1,15 +1,19 @@
 """Several stages at once: order, failures, and a real DVC repository of toy stages."""
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
 
-from vl12in1.study.parallel import STAGES_FILE, chains, in_order, placeholders, repro, rooms, stale, stale_stages, waiting
+from vl12in1.study.parallel import (STAGES_FILE, alone, chains, clear_list, in_order, placeholders, repro, rooms, stale, stale_stages,
+                                    waiting)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -156,3 +160,66 @@ def test_a_log_has_one_line_for_each_stage(study):
     lines = done.stdout.splitlines()
     assert all(re.fullmatch(r"done: \w+ \(\d+ s; [1-4] of 4 stages, 0:00:\d\d elapsed, about 0:00:\d\d left\)", line) for line in lines)
     assert lines[0].startswith("done: first (") and lines[-1].startswith("done: both (") and len(lines) == 4
+
+
+# --- a study that is killed, and a second one
+
+STOPPED = """
+from vl12in1.endings import ending
+from vl12in1.study.parallel import alone, call, in_order, stopping
+command = ["sh", "-c", "(echo $$ > pid; sleep 60) & wait"]
+with ending("study"), alone(), stopping(): in_order({"stage": set()}, lambda name: call(command, {})[0] == 0, 1)
+"""
+
+
+def until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end: time.sleep(.05)
+    return condition()
+
+
+def runs(pid):
+    try: return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except OSError: return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread looks, every half second")
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 1), (signal.SIGKILL, -signal.SIGKILL)])
+def test_what_a_study_has_started_ends_with_it(tmp_path, monkeypatch, number, status):
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", STOPPED], stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+        started = int((tmp_path / "pid").read_text())
+        process.send_signal(number)
+        said = process.communicate(timeout=20)[1]
+    assert process.returncode == status and len(said.splitlines()) == (number != signal.SIGKILL)
+    assert until(lambda: not runs(started))
+    with alone(): pass  # its lock is gone
+
+
+def test_a_second_study_is_told_of_the_first(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    with alone():
+        with pytest.raises(BlockingIOError, match=f"study.lock: a study is running here already, process {os.getpid()}: wait"):
+            with alone(): pass
+    with alone(): pass
+
+
+@pytest.mark.parametrize("text, stays", [
+    ("{", False), (json.dumps(dict(write={"a": dict(pid=2 ** 30, cmd="dvc repro")})), False),
+    (json.dumps(dict(read={"a": [dict(pid=os.getpid(), cmd="dvc repro")]})), False), ("DVC", True)])
+def test_the_list_of_a_killed_study_is_removed_and_that_of_a_running_dvc_kept(tmp_path, monkeypatch, text, stays):
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".dvc/tmp").mkdir(parents=True)
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "dvc"])
+    assert until(lambda: Path(f"/proc/{sleeper.pid}/cmdline").read_bytes())
+    if text == "DVC": text = json.dumps(dict(read={"a": [dict(pid=sleeper.pid, cmd="dvc repro")]}, write={}))
+    (tmp_path / ".dvc/tmp/rwlock").write_text(text)
+    clear_list()
+    sleeper.kill()
+    sleeper.wait()
+    assert (tmp_path / ".dvc/tmp/rwlock").exists() == stays

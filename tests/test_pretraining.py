@@ -252,7 +252,7 @@ def test_a_store_without_classes(tmp_path, frame):
 
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="region_target is 'pixels', not one of classes"): Masking(region_target="pixels")
-    with pytest.raises(ValueError, match="mismatched 1.5"): Masking(mismatched=1.5)
+    with pytest.raises(ValueError, match="mismatched is 1.5, not a number from 0 to 1"): Masking(mismatched=1.5)
 
 
 # --- negatives

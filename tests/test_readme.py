@@ -46,7 +46,7 @@ RUN_BY = {  # command -> test, chapter or script that runs it
     "nbdev_export": CI, "nbdev_clean": CI,
     "pytest tests/test_chapters.py -k 52_schedules": CI, "pytest -q tests/test_hygiene.py tests/test_prose.py": CI,
     "sed -i 's/^profile: .*/profile: full/' params.yaml": "test_readme.py::test_the_profile_is_chosen_by_one_line",
-    "dvc import-url --force /path/to/corpora data": TAKES_LONG,
+    "rm -rf data && dvc import-url --force /path/to/corpora data": "test_cases.py::test_an_import_replaces_data_that_is_there",
     "dvc repro": SMOKE, "dvc checkout": TAKES_LONG, "dvc repro regions": SMOKE,
     "dvc repro test@at": "test_pipeline.py::test_a_new_run_is_trained_and_tested_for_one_line",
     "dvc repro test@mine": "test_pipeline.py::test_a_new_run_is_trained_and_tested_for_one_line",
@@ -162,6 +162,11 @@ def understand_dvc(arguments):
     parse_args(arguments)
 
 
+def understand_rm(arguments):
+    assert arguments[:3] == ["-rf", "data", "&&"]
+    parse_args(arguments[4:])
+
+
 def understand_torchrun(arguments):
     from torch.distributed.run import get_args_parser
     assert find_spec(get_args_parser().parse_args(arguments).training_script)
@@ -172,7 +177,7 @@ def understand_python(arguments):
     else: assert (ROOT / arguments[0]).is_file()
 
 
-UNDERSTAND = {name: globals().get(f"understand_{name}", understand_script) for name in PROGRAMS}
+UNDERSTAND = {name: globals().get(f"understand_{name}", understand_script) for name in (*PROGRAMS, "rm")}
 
 
 @pytest.mark.parametrize("command", [command for command in ALL if not command.startswith("sed ")])

@@ -68,7 +68,8 @@ def test_a_value_that_a_field_cannot_have_is_named_with_those_it_can(field, valu
 
 
 @pytest.mark.parametrize("models, complaint", [
-    ({"pair": ["vqaa", "nlvr2"]}, "'pair' has 'vqaa'; there are G1, .*nlvr2"), ({"pair": ["G5"]}, "'pair' has 'G5'"),
+    ({"pair": ["vqaa", "nlvr2"]}, "'pair' has 'vqaa'; did you mean 'vqa'"), ({"pair": ["x"]}, "'pair' has 'x'; there are G1, .*nlvr2"),
+    ({"pair": ["G5"]}, "'pair' has 'G5'"), ({"pair": ["vqa"], "Pair": ["gqa"]}, "'pair' stands there twice, but for capitals"),
     ({"pair": "vqa"}, "'pair' has 'vqa', which is not a list"), ({"pair": []}, r"'pair' has \[\], which is not a list"),
     ({"pair": None}, "'pair' has None, which is not a list"), ({"pair": [["vqa"]]}, r"'pair' has \['vqa'\]"),
     ({1: ["vqa"]}, "1 is not a name"), ({"../up": ["vqa"]}, "'../up' is not a name"), ({"average": ["vqa"]}, "'average' is not a name")])

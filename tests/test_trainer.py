@@ -288,7 +288,9 @@ def test_no_step_is_taken_along_a_gradient_that_is_not_finite(tmp_path, gradient
 
 def test_an_answer_that_is_no_number_is_no_score(tmp_path):
     run = toy.trainer(tmp_path, tasks=("refcoco",), iterations=2, validate_every=.1)
-    run.model.encoder.register_forward_hook(lambda encoder, _, said: setattr(said, "image", said.image if encoder.training else said.image * np.nan))
+    def spoil(encoder, _, said):
+        if not encoder.training: said.image = said.image * np.nan
+    run.model.encoder.register_forward_hook(spoil)
     with pytest.raises(FloatingPointError, match="iteration 1: what the model says of refcoco is not finite"): run.run()
     assert run.history == []
 
@@ -307,7 +309,8 @@ def test_a_damaged_checkpoint_is_left_out_for_the_one_before(tmp_path, undisturb
 def test_two_damaged_checkpoints_are_both_named(tmp_path):
     toy.trainer(tmp_path, checkpoint_every=2, iterations=4).run()
     for name in ("checkpoint.pt", "previous.pt"): spoil(tmp_path / "run" / name)
-    with pytest.raises(CheckpointError, match="checkpoint.pt: damaged.*delete it.*previous.pt: damaged.*delete it"): toy.trainer(tmp_path).run()
+    with pytest.raises(CheckpointError, match="checkpoint.pt: damaged.*delete it.*previous.pt: damaged.*delete it"):
+        toy.trainer(tmp_path).resume()
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):

@@ -51,7 +51,8 @@ def load_saved(folder):
     "The model in a folder, of whichever class its `config.json` names."
     classes = {kind.__name__: kind for kind in (TwelveInOne, Pretraining)}
     kind = read_json(Path(folder) / "config.json").get("model")
-    if kind not in classes: raise CheckpointError(f"{folder}: config.json names no model of this library ({kind!r})")
+    if not isinstance(kind, str) or kind not in classes:
+        raise CheckpointError(f"{folder}: config.json names no model of this library ({kind!r})")
     return classes[kind].from_pretrained(folder)
 
 # %% ../nbs/90_command.ipynb #words-for

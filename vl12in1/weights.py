@@ -10,26 +10,89 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import ZIP_STORED, ZipFile
 
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import serialization
+from torch._weights_only_unpickler import _get_allowed_globals
 
-from .files import written
+from .files import StandIn, plain_pickle, regular, written
 
 # %% ../nbs/04_weights.ipynb #checkpointerror
 class CheckpointError(ValueError):
     "Weights that cannot be used; the message names the file, the tensors and what to do."
 
+# %% ../nbs/04_weights.ipynb #04standins
+class _Kind(StandIn):
+    "Stands for a type of storages; `width`: bytes of a number."
+    def __init__(self, width: int): self.width = width
+
+def _pairs(pairs=()):
+    "Stands for an ordered dictionary."
+    if not all(type(pair) in (list, tuple) and len(pair) == 2 and type(pair[0]) is str for pair in pairs):
+        raise ValueError("an ordered dictionary whose keys are no texts")
+    return StandIn()
+
+def _stand_ins() -> dict:
+    "Name of what PyTorch reads in files of weights -> what stands for it here."
+    known = {name: StandIn for name in _get_allowed_globals() if name.startswith("torch.")}
+    for name in [name for name in known if name.endswith("Storage")]:
+        kind = name.rpartition(".")[2]
+        known[name] = _Kind(getattr(torch, kind)._dtype.itemsize if kind not in ("UntypedStorage", "TypedStorage") else 1)
+    return known | {"collections.OrderedDict": _pairs, "_codecs.encode": lambda text, *_: text.encode("latin1")}
+
+# %% ../nbs/04_weights.ipynb #04checks
+class _Storages:
+    "Notes, of every storage that a pickle refers to, how many bytes it claims: `bytes` (key -> number)."
+    def __init__(self): self.bytes = {}
+
+    def __call__(self, label):
+        if type(label) is not tuple or len(label) < 5 or label[0] != "storage": raise ValueError("it refers to what is no storage")
+        _, kind, key, _, count = label[:5]
+        if type(kind) is not _Kind or type(key) is not str or type(count) is not int or count < 0:
+            raise ValueError("it refers to what is no storage")
+        self.bytes[key] = max(self.bytes.get(key, 0), count * kind.width)
+        return StandIn()
+
+def _check_zip(path, length: int):
+    "ValueError unless the pickle in a file of PyTorch's newer form is plain, and every storage there."
+    storages = _Storages()
+    with ZipFile(path) as packed:
+        parts = {part.filename.partition("/")[2]: part for part in packed.infolist()}
+        if len(parts) < len(packed.infolist()): raise ValueError("two parts have one name")
+        if any(part.compress_type != ZIP_STORED for part in parts.values()): raise ValueError("its parts are packed, as PyTorch packs none")
+        if sum(part.file_size for part in parts.values()) > length: raise ValueError("its parts claim more bytes than it has")
+        plain_pickle(packed.read(parts["data.pkl"]), _stand_ins(), storages)
+    sizes = {name: part.file_size for name, part in parts.items()}
+    for key, claimed in storages.bytes.items():
+        if claimed > sizes.get(f"data/{key}", -1): raise ValueError(f"storage {key} claims {claimed:,} bytes")
+
+def _check_stream(path, length: int):
+    "The same of PyTorch's older form: five pickles, then the storages."
+    storages = _Storages()
+    with open(path, "rb") as stream:
+        if plain_pickle(stream) != serialization.MAGIC_NUMBER: raise ValueError("it is no file of PyTorch")
+        for _ in range(2): plain_pickle(stream)
+        plain_pickle(stream, _stand_ins(), storages)
+        plain_pickle(stream)
+        left = length - stream.tell()
+    if sum(storages.bytes.values()) > left: raise ValueError(f"its storages claim more than the {left:,} bytes that it has")
+
 # %% ../nbs/04_weights.ipynb #load-pickle
 def load_pickle(path):
     "What a `.bin` or `.pt` file holds, on the CPU; CheckpointError if it is more than data, or damaged. Executes nothing."
-    try: return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        length = regular(path)
+        with open(path, "rb") as file: packed = file.read(4) == b"PK\3\4"
+        (_check_zip if packed else _check_stream)(path, length)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         message = str(error) or type(error).__name__
-        problem = f"it cannot be read ({message.splitlines()[0][:120]}); download or copy it again"
-        if requested := re.search(r"GLOBAL ([\w.]+)", message):
+        problem = f"it cannot be read ({message.splitlines()[0][:160]}); download or copy it again"
+        if requested := re.search(r"(?:it asks for|GLOBAL) ([\w.]+)", message):
             problem = f"it asks for {requested[1]}, which no weights need; do not trust it"
         raise CheckpointError(f"{path}: {problem}. Nothing in it was executed.") from None
 
@@ -103,6 +166,8 @@ def open_tensors(weights, entry: str = "") -> Tensors:
     try: exists = path.is_file()
     except (OSError, ValueError): exists = False  # a name that no file can have
     if not exists: raise CheckpointError(f"{path}: no such file; give the path of the weights themselves")
+    try: regular(path)
+    except OSError as error: raise CheckpointError(f"{path}: {error.strerror}") from None
     return SafeTensors(path) if path.suffix == ".safetensors" else Tensors(_inside(load_pickle(path), entry), path)
 
 # %% ../nbs/04_weights.ipynb #write-tensors

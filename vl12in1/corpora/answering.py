@@ -83,6 +83,7 @@ def vqa_questions(root: str | Path, subset: str) -> pd.DataFrame:
     annotations, alone = None if secret else _vqa_answers(upstream(root, f"vqa/{name}"), answered), _Alone()
     parts = (_vqa_block(questions, annotations, name, alone) for questions in _vqa_blocks(file, "questions", subset))
     questions = frame(stack(parts), file)
+    if subset == "test-dev2015": questions.attrs["part_of"] = "test2015"  # without whose other questions the server takes no answers
     counted(root, f"vqa/v2_OpenEnded_mscoco_{subset}_questions.json", len(questions))
     if not secret: counted(root, f"vqa/{name}", len(annotations))
     return questions

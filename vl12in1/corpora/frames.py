@@ -85,6 +85,7 @@ def text_stream(
             stream = io.BufferedReader(TextBytes(content, most, **lines), len(ZEROS))
             if stream.peek(3).startswith(codecs.BOM_UTF8): stream.read(3)
             yield stream
+    except PermissionError: raise CorpusError(file, problem="it may not be read; give yourself the permission (chmod u+r)") from None
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise CorpusError(file, problem=f"cannot be read or unpacked ({reason}); download it again") from None

@@ -126,7 +126,7 @@ _holds = {path: holds for files in (*(files for releases in RELEASES.values() fo
 def _readable(folder: Path) -> None:
     "CorpusError if a folder is there and cannot be looked into, or cannot be looked for."
     while not os.path.lexists(folder) and folder != folder.parent: folder = folder.parent
-    if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+    if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise CorpusError(folder, problem="this folder may not be read; give yourself the permission (chmod u+rx)")
 
 def find_files(root: str | Path, path: str) -> list[Path]:

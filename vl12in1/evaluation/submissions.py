@@ -218,9 +218,11 @@ def read_submission(task, frame, file) -> pd.DataFrame:
 # %% ../../nbs/62_submissions.ipynb #write-submission
 def write_submission(task, frame, predictions, folder) -> Path:
     """Write `<folder>/<task>.json` (NLVR2: `.csv`): what `predictions` (`uid`, `prediction`) say of all examples of `frame`,
-    in upstream's format. SubmissionError, and no file, unless `read_submission` accepts it."""
+    in upstream's format. SubmissionError, and no file, unless `read_submission` accepts it; for VQA's test-dev, too, which its server
+    takes as a part of test2015 only."""
     form, folder = FORMATS[task], Path(folder)
     examples, file = by_id(form, frame), folder / f"{task}{form.suffix}"
+    if whole := frame.attrs.get("part_of"): raise SubmissionError(file, f"the server wants answers to all questions of {whole}")
     kind = next(iter(form.fields.values()))
     check_ids(file, list(map(kind, predictions.uid)), examples)
     records = [form.record(examples[kind(uid)], prediction) for uid, prediction in zip(predictions.uid, predictions.prediction)]

@@ -143,8 +143,12 @@ def without_contents(into, config, shapes, fresh=(), vocabularies=None):
     encoder = encoder_config(config, shapes)
     more = pretraining_arguments(config, shapes) if into is Pretraining else task_arguments(shapes, fresh, vocabularies)
     try:
-        with torch.device("meta"): return into(encoder, **more)
+        with torch.device("meta"): model = into(encoder, **more)
     except RuntimeError as error: raise CheckpointError(f"configuration: no such model can be built ({error})") from None
+    numbers, held = (sum(map(prod, each)) for each in ([tensor.shape for tensor in model.parameters()], shapes.values()))
+    if numbers > 10 * held + 2 ** 26:  # of which a part may start afresh
+        raise CheckpointError(f"configuration: a model of {numbers:,} numbers, but the file has {held:,}; is it this file's?")
+    return model
 
 # %% ../../nbs/47_checkpoints.ipynb #start-afresh
 def start_afresh(model):

@@ -123,9 +123,11 @@ def check_digests(assets: Assets, folder: Path):
 
 # %% ../../nbs/43_saving.ipynb #check-depth
 def check_depth(config, shapes, source):
-    "CheckpointError if a configuration (of JSON's kind) asks for more blocks than there are tensors in a file (name -> shape)."
+    "CheckpointError if a configuration (of JSON's kind) asks for more blocks, or has longer lists, than a file has tensors (name -> shape)."
     for name, number in config.items() if isinstance(config, dict) else ():
-        if name.endswith("layers") and isinstance(number, int) and number > max(100, len(shapes)):
+        if isinstance(number, (list, dict)): name, number = f"length of {name}", len(number)
+        elif not name.endswith("layers"): continue
+        if isinstance(number, int) and number > max(100, len(shapes)):
             raise CheckpointError(f"{source}: {name} is {number}, but the file has {len(shapes)} tensors; get it again")
 
 # %% ../../nbs/43_saving.ipynb #card
@@ -209,7 +211,8 @@ class SavedModel(ModelHubMixin, library_name="vl12in1", tags=["vision-language",
         settings = read_json(path)
         name = settings.get("model")
         if name != cls.__name__: raise CheckpointError(f"{path}: the model is a {name!r}, not a {cls.__name__!r}")
-        check_depth(settings.get("config"), open_tensors(folder / "model.safetensors").shapes, path)
+        shapes = open_tensors(folder / "model.safetensors").shapes
+        for part in (settings, settings.get("config")): check_depth(part, shapes, path)
         try: return super().from_pretrained(folder)
         except CheckpointError: raise
         except Exception as error:  # a damaged configuration can fail in any way

@@ -227,7 +227,7 @@ def check_types(config, **right):
 
 # %% ../../nbs/42_vilbert.ipynb #check-config
 def _connections(stream, numbers, layers):
-    if list(numbers) != sorted(set(numbers)) or not set(numbers) <= set(range(layers)):
+    if list(numbers) != sorted(set(numbers)) or not all(number in range(layers) for number in numbers):
         yield f"{stream}_connections {numbers} must rise and stay below the {layers} {stream} layers"
 
 def undivided(stream, width, heads):

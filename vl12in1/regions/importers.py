@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..boxes import xywh_to_xyxy
 from .published import Record, Source, open_source
 from .store import Regions, StoreError
-from .writing import LONGEST, RegionWriter, _widened
+from .writing import JOURNAL, LONGEST, RegionWriter, _widened
 
 # %% ../../nbs/32_importers.ipynb #canonical-key
 _COCO, _GENOME = ("coco", r"(?:coco_[a-z]+\d+_)?0*(\d+)"), ("visual_genome", r"(?:vg_|gqa_|v7w_)?0*(n?\d+)")
@@ -297,6 +297,7 @@ def import_features(sources: list[Source],                  # published files, a
         for intake in intakes: intake.decide(boxes, annotated)
         names = _class_names([intake.reader for intake in intakes], class_names)
         writer = stack.enter_context(RegionWriter(folder, extractor, _settings(intakes, given), names))
+        stack.callback(lambda: len(writer) or (writer.folder / JOURNAL).unlink(missing_ok=True))  # nothing was begun
         owners, rejected = _write(writer, _arrivals(intakes, given), rejections), rejections.table()
         if not owners:
             why = "; the first, {} of {}: {}".format(*rejected.loc[0, ["image", "source", "problem"]]) if len(rejected) else ""

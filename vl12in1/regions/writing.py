@@ -181,14 +181,16 @@ def _claim(folder: Path, header: dict) -> list:
         (folder / JOURNAL).unlink(missing_ok=True)
         raise StoreError(f"{folder}: already holds a complete region store; delete the folder to write it again")
     records = list(_journal_records(folder / JOURNAL))
-    differing = [name for name, value in header.items() if records and records[0][0].get(name) != value]
-    if differing and len(records) > 1:
+    if not records:
+        for pattern in [*(f"{field}-*.bin" for field in FIELDS), "index.parquet"]:
+            for path in folder.glob(pattern): path.unlink()
+        return []
+    first_line = records[0][0]
+    differing = [name for name, value in header.items() if first_line.get(name) != value]
+    if differing:
         raise StoreError(f"{folder}: holds the beginning of a store with another {' and '.join(differing)}; "
                          "delete the folder, or write elsewhere")
-    if records and not differing: return records
-    for pattern in [*(f"{field}-*.bin" for field in FIELDS), "index.parquet"]:
-        for path in folder.glob(pattern): path.unlink()
-    return []
+    return records
 
 # %% ../../nbs/30a_writing.ipynb #790a0853
 class _Rows:

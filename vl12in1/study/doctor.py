@@ -267,13 +267,13 @@ def doctor(
     store, seen = open_regions(Path(build) / "regions/detected")
     answers, words = vocabularies(Path(build) / "text")
     with warnings.catch_warnings(action="ignore", category=SizeWarning):  # which is said of the corpora
-        try: pictures = corpora.image_files(data)
-        except CorpusError: pictures = {}  # a list of images is broken, which is said of the corpora that read it
+        try: pictures, problem = corpora.image_files(data), []
+        except CorpusError as error: pictures, problem = {}, [f"pictures     {error}"]
     examined = examine(data, pictures, store)
     profile = f"profile {study['profile']}" if study else "outside of a checkout of the study"
     lines = [f"{data}, {profile}", "", _table(examined), ""]
     if advice := _advice(examined): lines += [*advice, ""]
     if study: lines += [seen, words, *_size(study, answers, store)]
     else: lines.append("checkout     none here, and DVC needs one: git clone https://github.com/vl12in1/vl12in1")
-    lines += [accelerator(), *answer_notes(data), *import_notes(data, checkout)]
+    lines += [accelerator(), *problem, *answer_notes(data), *import_notes(data, checkout)]
     return "\n".join([*lines, f"next         {next_step(examined, store, data, checkout)}"])

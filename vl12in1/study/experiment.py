@@ -9,15 +9,17 @@ __all__ = ['CURVES', 'log_curves', 'train', 'test', 'main']
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable
 
 import pandas as pd
 import torch
 
 from ..evaluation.measure import measure_run
+from ..children import end_with_study
+from ..endings import ending
 from ..extras import extra
-from .notebooks import root, settings
+from .notebooks import root
+from .settings import checked_settings
 from ..processes import Processes, accelerators, launch
 from ..training.runs import run_of
 from ..training.train import train_run
@@ -53,7 +55,7 @@ def train(run: str, devices: int | None = None) -> dict:
     """Train the run of that name, from its last checkpoint if it was killed; its record, as in `reports/runs/<run>.json`. `devices`:
     in so many processes, as many as there are accelerators unless given."""
     _one_thread()
-    devices, study = devices or accelerators(), settings()
+    devices, study = devices or accelerators(), checked_settings()
     writer_of = tensorboard()
     if devices == 1:
         record = train_run(run, study, root())
@@ -66,7 +68,7 @@ def train(run: str, devices: int | None = None) -> dict:
 def test(run: str) -> dict:
     "Test the models of the run of that name; its scores, model -> seed -> task -> score, as in `reports/scores/<run>.json`."
     _one_thread()
-    return measure_run(run, settings(), root())
+    return measure_run(run, checked_settings(), root())
 
 # %% ../../nbs/72_experiment.ipynb #b6faece9
 def scores_text(scores) -> str:
@@ -83,11 +85,12 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m vl12in1.study.experiment", description="Trains or tests one run of the study.")
     parser.add_argument("what", choices=["train", "test"])
     parser.add_argument("run", help="an entry of params.yaml")
+    end_with_study()
     given = parser.parse_args(arguments)
-    try: done = {"train": train, "test": test}[given.what](given.run)
-    except (ValueError, OSError, ArithmeticError, ImportError) as error:
-        sys.exit(f"{given.what} {given.run}: {error}")
-    print(f"{given.run}: {len(done['trained'])} models trained" if given.what == "train" else scores_text(done))
+    with ending(f"{given.what} {given.run}"):
+        try: done = {"train": train, "test": test}[given.what](given.run)
+        except ArithmeticError as error: raise ValueError(error) from None
+        print(f"{given.run}: {len(done['trained'])} models trained" if given.what == "train" else scores_text(done))
 
 # %% ../../nbs/72_experiment.ipynb #ffd86d5c
 if __name__ == "__main__" and "__file__" in globals(): main()

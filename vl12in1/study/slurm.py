@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+from ..endings import ending
 from .notebooks import root
 from .parallel import stale_stages
+from .settings import checked_settings
 
 # %% ../../nbs/71b_slurm.ipynb #75acdc2d
 def levels(needs: Mapping[str, set[str]]) -> list[list[str]]:
@@ -70,12 +72,15 @@ def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vl12in1.study.slurm",
                                      description="Writes what is out of date as arrays of Slurm jobs.")
     parser.add_argument("--options", default="", help="of sbatch, such as '--gres=gpu:1 --time=24:00:00'")
-    parser.add_argument("--folder", default=str(root() / "build/slurm"), help="where to write them (build/slurm)")
-    given = parser.parse_args(arguments)
-    (root() / "executed").mkdir(exist_ok=True)
-    groups = levels(stale_stages())
-    write_jobs(groups, given.folder, given.options)
-    print(f"{sum(map(len, groups))} stages in {len(groups)} levels; to hand them to Slurm: bash {given.folder}/submit.sh")
+    parser.add_argument("--folder", help="where to write them (build/slurm)")
+    with ending("slurm"):
+        given = parser.parse_args(arguments)
+        checked_settings()
+        folder = given.folder or root() / "build/slurm"
+        (root() / "executed").mkdir(exist_ok=True)
+        groups = levels(stale_stages())
+        write_jobs(groups, folder, given.options)
+        print(f"{sum(map(len, groups))} stages in {len(groups)} levels; to hand them to Slurm: bash {folder}/submit.sh")
 
 # %% ../../nbs/71b_slurm.ipynb #0c3ff3dd
 if __name__ == "__main__" and "__file__" in globals(): main()

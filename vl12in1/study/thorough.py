@@ -15,6 +15,8 @@ from pathlib import Path
 
 import yaml
 
+from ..children import end_with_parent
+from ..endings import ending
 from .notebooks import root
 from .parallel import make_folders
 
@@ -69,7 +71,8 @@ def complete_run(checkout: Path, name: str) -> None:
     share_cache(checkout, folder)
     choose(folder, SHIFTS[name])
     share_times(checkout, folder)
-    for program in ("parallel", "timeline"): subprocess.run([sys.executable, "-m", f"vl12in1.study.{program}"], cwd=folder, check=True)
+    for program in ("parallel", "timeline"):
+        subprocess.run([sys.executable, "-m", f"vl12in1.study.{program}"], cwd=folder, check=True, preexec_fn=end_with_parent)
     share_times(folder, checkout)
     keep(folder, checkout / "reports" / name)
     make_folders(checkout / "reports")
@@ -79,10 +82,10 @@ def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vl12in1.study.thorough", description="Runs the study with more seeds, in a clone.")
     parser.add_argument("--rerun", action="store_true", help="with other seeds, into reports/rerun")
     name = "rerun" if parser.parse_args(arguments).rerun else "thorough"
-    try: complete_run(root(), name)
-    except OSError as error: sys.exit(str(error))
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"{' '.join(map(str, error.cmd))} failed: reports/{name} is as it was; put that right and type the same to go on")
+    with ending("thorough"):
+        try: complete_run(root(), name)
+        except subprocess.CalledProcessError as error:
+            sys.exit(f"{' '.join(map(str, error.cmd))} failed: reports/{name} is as it was; put that right and type the same to go on")
 
 # %% ../../nbs/71a_thorough.ipynb #71a00019
 if __name__ == "__main__" and "__file__" in globals(): main()

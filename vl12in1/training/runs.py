@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..fields import did_you_mean, problems_of_fields, shown, suggestion
 from ..model.heads import TOKENS, with_tokens
 from ..tasks import GROUPS, TASKS
 from .balancing import GRADIENTS, LOSSES
@@ -98,29 +99,33 @@ def problems_of_parts(name, parts) -> list[str]:
     if not isinstance(name, str) or not MODEL_NAME.fullmatch(name) or name == "average":
         problems.append(f"models: {name!r} is not a name of letters, digits, _, + and - (nor may it be average)")
     if not isinstance(parts, list) or not parts:
-        return [*problems, f"models: {name!r} has {parts!r}, which is not a list of tasks and groups"]
-    unknown = [repr(part) for part in parts if not isinstance(part, str) or part not in (*TASKS, *GROUPS)]
-    if unknown: problems.append(f"models: {name!r} has {', '.join(unknown)}; there are {', '.join([*GROUPS, *TASKS])}")
+        return [*problems, f"models: {name!r} has {shown(parts)}, which is not a list of tasks and groups"]
+    known = [*GROUPS, *TASKS]
+    unknown = [part for part in parts if not isinstance(part, str) or part not in known]
+    if unknown: problems.append(f"models: {name!r} has {shown(unknown)[1:-1]}{suggestion(unknown[0], known)}")
     return problems
 
 def problems_of_models(models) -> list[str]:
     "What is wrong with the field `models` of an entry."
     if isinstance(models, str) and models in MODELS: return []
     if not isinstance(models, dict) or not models:
-        return [f"models {models!r} is not one of {', '.join(MODELS)}, nor names with a list of tasks and groups each"]
-    return [problem for name, parts in models.items() for problem in problems_of_parts(name, parts)]
+        return [f"models {shown(models)} is not one of {', '.join(MODELS)}, nor names with a list of tasks and groups each"]
+    names = [str(name).lower() for name in models]  # some disks make no difference
+    twice = [f"models: {name!r} stands there twice, but for capitals" for name in models if names.count(str(name).lower()) > 1]
+    return twice + [problem for name, parts in models.items() for problem in problems_of_parts(name, parts)]
 
 # %% ../../nbs/58_runs.ipynb #1207e541
 REQUIRED = ("init", "kind", "seeds")
 
 def problems_of(entry) -> list[str]:
     "Everything that is wrong with an entry of the grid, as far as it can be told from the entry alone."
-    if not isinstance(entry, dict): return [f"{entry!r} is not fields with values, such as {{init: scratch, kind: multi, seeds: side}}"]
+    if not isinstance(entry, dict):
+        return [f"{shown(entry)} is not fields with values, such as {{init: scratch, kind: multi, seeds: side}}"]
     known = [field.name for field in fields(Run)]
-    problems = [f"unknown field {key!r}, known are {', '.join(known)}" for key in entry if key not in known]
+    problems = [f"unknown field {shown(key)}{suggestion(key, known)}" for key in entry if key not in known]
     problems += [f"{key} is missing" for key in REQUIRED if key not in entry]
     for key, (fits, allowed) in FIELDS.items():
-        if key in entry and not fits(entry[key]): problems.append(f"{key} {entry[key]!r} is not {allowed}")
+        if key in entry and not fits(entry[key]): problems.append(f"{key} {shown(entry[key])} is not {allowed}")
     if (entry.get("schedule") in FOLLOWING) != ("after" in entry):
         problems.append(f"after names the run whose report is needed: for {', '.join(FOLLOWING)}, and for no other schedule")
     return problems + problems_of_models(entry.get("models", "all"))
@@ -170,7 +175,7 @@ def misfits(run, section, study) -> list[str]:
     allowed = dict(init=["scratch", *pretrained, *runs], seeds=study["seeds"], after=["", *runs],
                    kind=[kind for kind in study["training"] if kind not in OTHER_SECTIONS])
     chosen = {field: getattr(run, field) for field in allowed}
-    problems = [f"{field} {value!r} is not one of {', '.join(filter(None, allowed[field]))}"
+    problems = [f"{field} {shown(value)} is not one of {', '.join(filter(None, allowed[field]))}{did_you_mean(value, allowed[field])}"
                 for field, value in chosen.items() if value not in allowed[field]]
     if (section == "followers") != (run.after != ""):
         problems.append("runs that name another one in `after` belong under followers, all others under runs")
@@ -256,7 +261,10 @@ def equal_iterations(trained, tasks) -> int:
 def config_of(run, tasks, seed, training, followed=()) -> TrainingConfig:
     """How a model of `run` is trained: `training` is the profile's section of that name, `followed` the models of the run in
     `run.after`, as its report has them."""
-    config = TrainingConfig(**training["common"] | training[run.kind], seed=seed)
+    settings = training["common"] | training[run.kind] | dict(seed=seed)
+    if problems := problems_of_fields(TrainingConfig, settings):
+        raise ValueError(f"the profile's training.common and training.{run.kind}: {'; '.join(problems)}")
+    config = TrainingConfig(**settings)
     if run.schedule != "equal_steps": return config
     return replace(config, iterations=equal_iterations(followed, tasks))
 
