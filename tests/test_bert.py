@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vl12in1.model.bert import bert_pieces, bert_tensors, initialise_from_bert
+from vl12in1.model.gated import crossing, gated
 from vl12in1.model.heads import TwelveInOne
 from vl12in1.model.pretraining import Pretraining
 from vl12in1.weights import CheckpointError
@@ -72,6 +73,10 @@ def changed(model, before):
     return {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
 
 
+GATED = gated("vilbert", "tiny", vocab_size=len(PIECES), max_positions=40, text_hidden=48, text_heads=4, text_feed_forward=80,
+              image_hidden=48, image_heads=4, image_feed_forward=80)
+
+
 # --- the same outputs
 
 @pytest.mark.parametrize("with_segments", [False, True])
@@ -84,6 +89,27 @@ def test_the_text_stream_is_bert(tmp_path, kind, with_segments):
     segments = segments if with_segments else None
     out = theirs.base_model(tokens, attention_mask=mask, token_type_ids=segments).last_hidden_state
     close(model.encode(batch(tokens, mask, segments)).text[mask], out[mask])
+
+
+@pytest.mark.parametrize("sublayers, embeddings", [(("tt", "t") * 4, "lxmert"), (("tt vv shared", "t v shared") * 4, "uniter")])
+def test_the_text_stream_of_a_gated_encoder_is_bert(tmp_path, sublayers, embeddings):
+    "Where regions are not asked, whether they share its weights or not."
+    theirs, model = save(tmp_path), Pretraining(replace(GATED, sublayers=sublayers, embeddings=embeddings), 5).eval()
+    report = initialise_from_bert(model, tmp_path)
+    tokens, mask, segments = inputs()
+    out = theirs(tokens, attention_mask=mask, token_type_ids=segments, output_hidden_states=True)
+    encoded = model.encode(batch(tokens, mask, segments))
+    close(encoded.text[mask], out.hidden_states[-1][mask])
+    close(model.classify(encoded.text, encoded.image, encoded.pooled).words[mask], out.prediction_logits[mask])
+    assert not any("encoder.layer" in name for name in report.index[report.status == "not used"])
+
+
+def test_blocks_of_another_size_stay_as_they_are(tmp_path):
+    save(tmp_path)
+    model = TwelveInOne(replace(GATED, sublayers=crossing(2, 1, 1), widths=((2, "text_size", 24), (6, "text_feed_forward", 8))), {})
+    report = initialise_from_bert(model, tmp_path)
+    taken = {name.split(".")[2] for name in report.index[report.status == "from BERT"] if "sublayers" in name}
+    assert taken == {"0", "1"} and (report.source[report.status == "from BERT"] != "").all()
 
 
 @pytest.mark.parametrize("kind, logits", [("BertForMaskedLM", "logits"), ("BertForPreTraining", "prediction_logits")])

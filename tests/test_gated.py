@@ -8,17 +8,23 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import toy
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from vl12in1.command import main
+from vl12in1.examples.batches import Examples
 from vl12in1.model import PRESETS, Batch, CheckpointError, GatedConfig, Pretraining, TwelveInOne, parameter_groups
 from vl12in1.model.checkpoints import inspect, read_published, read_volta, to_published, write_published
 from vl12in1.model.gated import ARCHITECTURES, alternating, crossing, gated, single
-from vl12in1.model.interface import FIRST, REGIONS, EncoderConfig, written_out
+from vl12in1.model.interface import FIRST, REGIONS, STREAMS, EncoderConfig, written_out
 from vl12in1.model.layers import LAYERS
 from vl12in1.model.volta import to_volta_config, volta_config
+from vl12in1.study.attention import attention_example
+from vl12in1.study.heads import head_measures
+from vl12in1.study.probes import region_vectors
 from vl12in1.tasks import TASKS
 
 SMALL = Path(__file__).parent / "parity/volta_small"
@@ -399,6 +405,7 @@ def model_of(name):
     return TwelveInOne(config(task_tokens=TOKENS), {"vqa": 12, "gqa": 7}).eval()
 
 
+OTHERS = [name for name in ARCHITECTURES if name != "vilbert"]
 every = pytest.mark.parametrize("name", ["ours", *ARCHITECTURES])
 
 
@@ -489,7 +496,25 @@ def test_recomputing_changes_no_gradient(name):
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "vilbert"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_they_are_trained_saved_and_looked_into(name, tmp_path):
+    trainer = toy.trainer(tmp_path, iterations=3, preset=f"{name}_tiny")
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    trainer.run()
+    assert sum(not torch.equal(old, new) for old, new in zip(before, trainer.model.parameters())) > len(before) / 2
+    trainer.model.save_pretrained(tmp_path / "model")
+    model, shared = TwelveInOne.from_pretrained(tmp_path / "model"), toy.sources(tmp_path)
+    examples = Examples("refcoco", toy.frames(shared)["refcoco"]["test"], shared)
+    heads = head_measures(model, examples, toy.CPU)
+    assert heads.entropy.between(0, 1 + 1e-6).all() and set(heads.reset_index()["map"]) == set(STREAMS)
+    example = json.loads(json.dumps(attention_example(model, examples, 0, toy.CPU)))
+    assert len(example["words_to_regions"]) == sum("tv" in kind for kind, _ in model.encoder.order)
+    objects = pd.DataFrame(dict(image=toy.KEYS[:3], region=1))
+    vectors = region_vectors(model, "vqa", objects, shared, toy.CPU)
+    assert len(vectors) == 2 + sum("image" in LAYERS[kind] for kind, _ in model.encoder.order)
+
+
+@pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("size", ["miniature", "tiny"])
 def test_presets_have_as_many_weights_as_vilbert(name, size):
     numbers = [sum(p.numel() for p in PRESETS[preset]().encoder().parameters()) for preset in (size, f"{name}_{size}")]

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vl12in1.model import TwelveInOne, ViLBERTConfig
+from vl12in1.model import PRESETS, TwelveInOne
 from vl12in1.predictor import published_assets
 from vl12in1.regions import Regions, RegionStore, RegionWriter
 from vl12in1.regions.detector import Detector, DetectorConfig, save_detector
@@ -44,12 +44,12 @@ def frames(shared):
             "snli_ve": split(frame.assign(label=rng.integers(0, 3, 40)))}
 
 
-def trainer(folder, tasks=("vqa", "refcoco", "snli_ve"), iterations=12, seed=0, identity=None, **config):
+def trainer(folder, tasks=("vqa", "refcoco", "snli_ve"), iterations=12, seed=0, identity=None, preset="miniature", **config):
     torch.set_num_threads(1)  # sums depend on how many threads share them, and other tests choose for themselves
     shared, settings = sources(folder), TrainingConfig(iterations, 1e-3, 1e-3, batch_fraction=1 / 32, seed=seed, **config)
     data = frames(shared)
     torch.manual_seed(seed)
-    model = TwelveInOne(ViLBERTConfig.miniature(vocab_size=len(WORDS), feature_dim=8, task_tokens=tuple((t,) for t in tasks)),
+    model = TwelveInOne(PRESETS[preset](vocab_size=len(WORDS), feature_dim=8, task_tokens=tuple((t,) for t in tasks)),
                         {"vqa": 2, "gqa": 2})
     feeds = {task: Feed.of(task, data[task], shared, settings) for task in tasks}
     schedule = DynamicStopAndGo(RoundRobin(tasks))

@@ -12,7 +12,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from .names import FIELDS, published_modules, published_tensors
+from .gated import GatedConfig
+from .layers import LAYERS
+from .names import EMBEDDINGS, FIELDS, PRETRAINING_HEADS, block_names, published_modules, published_tensors
 from ..weights import CheckpointError, Tensors, read_json, read_text
 
 # %% ../../nbs/48_bert.ipynb #bert-library
@@ -131,11 +133,33 @@ def bert_tensors(source) -> tuple[Tensors, set[str]]:
     weights = {name: parameter.detach() for name, parameter in model.named_parameters() if name not in missing}
     return Tensors(weights, source), set(info["unexpected_keys"])
 
+# %% ../../nbs/48_bert.ipynb #bert-modules
+def bert_sublayers(config) -> list[tuple[int, int]]:
+    "The sublayers of a `GatedConfig` that are BERT's blocks: numbers of attention and of feed-forward, of BERT's sizes both."
+    asked = {number: LAYERS[config.kind(number)].get("text") for number in range(len(config.sublayers))}
+    others = {number for number, what, _ in config.widths if what.startswith("text")}
+    follow = {number: next((after for after in asked if after > number and asked[after] == ()), None) for number in asked}
+    pairs = [(number, follow[number]) for number, names in asked.items() if names and "text" in names]
+    return [pair for pair in pairs if None not in pair and not others.intersection(pair)]
+
+def bert_modules(config) -> dict[str, list[str]]:
+    "Our module -> the modules of BERT whose tensors, one below the other, are ours, among others that BERT does not have."
+    if not isinstance(config, GatedConfig): return published_modules(config)
+    modules = EMBEDDINGS | PRETRAINING_HEADS
+    for layer, numbers in enumerate(bert_sublayers(config)):
+        at = f"bert.encoder.layer.{layer}"
+        attention = [f"{at}.attention.self.{part}" for part in ("query", "key", "value")]
+        for part, theirs in block_names("", attention, f"{at}.attention.output.dense", f"{at}.attention.output.LayerNorm",
+                                        f"{at}.intermediate", f"{at}.output").items():
+            number = numbers[part.startswith(".feed_forward")]
+            modules[f"encoder.sublayers.{number}.{'both' if config.shared(number) else 'text'}{part}"] = theirs
+    return modules
+
 # %% ../../nbs/48_bert.ipynb #parts-in-bert
 def parts_in_bert(model, shapes) -> dict[str, list[str]]:
     "Parameter of `model` -> the tensors of BERT (`shapes`: name -> shape) that, one below the other, are its rows."
-    modules = published_modules(model.config)
-    parts = {name: published_tensors(name, modules) for name, _ in model.named_parameters()}
+    modules = bert_modules(model.config)
+    parts = {name: published_tensors(name, modules) for name, _ in model.named_parameters() if name.rpartition(".")[0] in modules}
     return {name: tensors for name, tensors in parts.items() if shapes.keys() >= set(tensors)}
 
 # %% ../../nbs/48_bert.ipynb #rows-in-bert

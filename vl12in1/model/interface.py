@@ -161,7 +161,8 @@ class Encoded:
     - `text`: (N, T, text width), 0 where padded; T + 1 with a task token, in second place
     - `image`: (N, R, image width), 0 where padded
     - `pooled_text`, `pooled_image`, `pooled`: (N, pooled width) of the text, the image and the pair
-    - `attention`: name of `STREAMS` -> a map per layer, (N, heads, queries, keys); only if asked for
+    - `attention`: name of `STREAMS` -> a map per layer, (N, heads, queries, keys); only if asked for. Its rows sum to 1, those of a layer
+      in which a stream asks both sum to 1 over both maps
     - `image_states`: name of a layer -> (N, R, its width), in the order of computation; only if asked for
     """
     text: torch.Tensor | None

@@ -18,6 +18,11 @@ from .interface import FIRST, STREAMS, WHOLE, Batch, Encoded, Encoder, map_name,
 LAYERS = {"text": {"text": ("text",)}, "image": {"image": ("image",)},
           "co": {"text": ("image",), "image": ("text",)}}  # kind of a layer -> the stream that it changes -> the streams which that asks
 
+def groups(kind, blocks, wanted) -> list[tuple[str, ...]]:
+    "The streams that a layer computes, those together that have a block in common and ask the same: to the block they are one."
+    together = len(wanted) > 1 and len({*LAYERS[kind].values()}) == 1 and len({*map(id, blocks.values())}) == 1
+    return [tuple(wanted)] if together and "first" not in wanted.values() else [(name,) for name in wanted]
+
 def add_maps(maps, name, names, weights, streams):
     "Append the part of the weights (N, heads, L, K) of stream `name` that each of the streams `names` gets."
     parts = weights.split([streams[each].layout.longest for each in names], -1)
@@ -32,14 +37,18 @@ def run_layer(kind: str, blocks, streams, wanted, maps=None) -> dict[str, Stream
     - `maps`: name of a map -> list to which the map of this layer is appended
     """
     changed = {}
-    for name in wanted:
-        own, names, context = blocks[name], LAYERS[kind][name], None
-        asks = streams[name].first() if wanted[name] == "first" else streams[name]
+    for group in groups(kind, blocks, wanted):
+        own, names, context = blocks[group[0]], LAYERS[kind][group[0]], None
+        parts = [streams[name].first() if wanted[name] == "first" else streams[name] for name in group]
+        asks = side_by_side([own] * len(parts), parts)[1]
         if names:
             other, asked = side_by_side([blocks[each] for each in names], [streams[each] for each in names])
             context = shortest(own, asks, asked)(own, other, asks, asked)
-            if maps: add_maps(maps, name, names, attention_map(own, other, asks, asked), streams)
-        changed[name] = Stream(own.after_attention(asks.rows, context), asks.layout)
+            if maps:
+                for name, part in zip(group, parts): add_maps(maps, name, names, attention_map(own, other, part, asked), streams)
+        rows = own.after_attention(asks.rows, context)
+        rows = rows.split([len(part.rows) for part in parts]) if len(parts) > 1 else [rows]
+        changed |= {name: Stream(own_rows, part.layout) for name, own_rows, part in zip(group, rows, parts)}
     return streams | changed
 
 # %% ../../nbs/41a_layers.ipynb #5b3403e8
