@@ -377,6 +377,6 @@ def test_an_import_replaces_data_that_is_there(statements, tmp_path):
     guide = (Path(__file__).parents[1] / "nbs/guides/own_data.ipynb").read_text()
     command = next(line for line in guide.split('"') if "dvc import-url" in line).partition("  ")[0]
     command = command.replace("/path/to/corpora", str(statements))
-    subprocess.run(f"git init -q . && dvc init -q && {command} && {command}", shell=True, cwd=clone, env=environment, check=True,
-                   capture_output=True)
+    script = f"git init -q . && dvc init -q && {command} && {command}"
+    subprocess.run(["bash", "-c", script], cwd=clone, env=environment, check=True, capture_output=True)
     assert json.loads((clone / "data/nlvr2/dev.json").read_text())["identifier"] == "dev-1-0-0" and (clone / "data.dvc").is_file()
