@@ -123,7 +123,7 @@ def check_digests(assets: Assets, folder: Path):
 
 # %% ../../nbs/43_saving.ipynb #check-depth
 def check_depth(config, shapes, source):
-    "CheckpointError if a configuration (of JSON's kind) asks for more blocks, or has longer lists, than a file has tensors (name -> shape)."
+    "CheckpointError if a configuration, as JSON, asks for more blocks or has longer lists than a file has tensors (name -> shape)."
     for name, number in config.items() if isinstance(config, dict) else ():
         if isinstance(number, (list, dict)): name, number = f"length of {name}", len(number)
         elif not name.endswith("layers"): continue

@@ -6,14 +6,13 @@
 __all__ = ['part_folders', 'check_begun', 'check_part', 'join']
 
 # %% ../../nbs/30b_joining.ipynb #7d7514af
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pandas as pd
 
-from .store import StoreError, check_sizes
+from .store import StoreError, check_sizes, load_manifest
 from .writing import JOURNAL, RegionWriter, _described, _write_manifest, locked
 
 # %% ../../nbs/30b_joining.ipynb #e92f8d5c
@@ -35,7 +34,7 @@ def check_begun(folder: Path, parts: list[Path]):
 # %% ../../nbs/30b_joining.ipynb #9411f5b2
 def check_part(part: Path, keys: list[str], record: dict):
     "StoreError if the complete store in `part` is not of these sorted `keys`, or not what `record`, arguments of `RegionWriter`, says."
-    manifest, header = json.loads((part / "manifest.json").read_text()), RegionWriter(part, **record).header
+    manifest, header = load_manifest(part), RegionWriter(part, **record).header
     extractor = {"name": header["extractor"], "settings": header["settings"]}
     if manifest["extractor"] != extractor or manifest["class_names"] != header["class_names"]:
         raise StoreError(f"{part}: was written by another extractor, or with other settings; delete the folder, or write elsewhere")
@@ -61,7 +60,7 @@ def join(folder: Path, parts: dict[Path, list[str]], record: dict):
         for part, keys in parts.items(): check_part(part, keys, record)
         shards, indexes = [], []
         for part in parts:
-            manifest, index = json.loads((part / "manifest.json").read_text()), pd.read_parquet(part / "index.parquet")
+            manifest, index = load_manifest(part), pd.read_parquet(part / "index.parquet")
             indexes.append(index.assign(shard=index["shard"] + len(shards)))
             for shard in manifest["shards"]: shards.append(_move(part, shard, folder, len(shards)))
         index = pd.concat(indexes, ignore_index=True)

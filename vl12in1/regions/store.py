@@ -8,6 +8,7 @@ __all__ = ['Regions', 'StoreError', 'RegionStore']
 # %% ../../nbs/30_store.ipynb #a44c18f1
 import json
 import mmap
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
+
+from ..files import regular
 
 # %% ../../nbs/30_store.ipynb #regions
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ def check_sizes(folder: Path, entries):
     "Raises `StoreError` if one of the files that `entries` of a manifest describe is missing or has another size."
     for entry in entries:
         path = folder / entry["file"]
-        size = path.stat().st_size if path.exists() else 0
+        size = path.stat().st_size if path.is_file() else 0
         if size != entry["bytes"]:
             raise StoreError(f"{path}: {size} bytes, expected {entry['bytes']}; copy it again, or delete the folder")
 
@@ -56,16 +59,58 @@ def listed_files(manifest: dict) -> list[dict]:
     "All files that a manifest describes: the index, then the fields of each shard."
     return [manifest["index"], *(entry for shard in manifest["shards"] for entry in shard["fields"].values())]
 
+# %% ../../nbs/30_store.ipynb #30manifest1
+def _whole(number, least: int = 0) -> bool: return type(number) is int and least <= number <= 2 ** 53
+
+def _texts(names) -> bool: return type(names) is list and all(type(name) is str for name in names)
+
+def _is_entry(entry, pattern: str, bytes: int | None = None) -> bool:
+    "Does it describe a file, of a name like `pattern`, of so many `bytes`?"
+    if not isinstance(entry, dict) or not _whole(entry.get("bytes"), 1) or bytes not in (None, entry["bytes"]): return False
+    return type(entry.get("file")) is str and bool(re.fullmatch(pattern, entry["file"]))
+
+def _is_shard(shard, widths: dict) -> bool:
+    "Does it describe a file for each field, with as many bytes as its rows take? `widths`: field -> bytes of a row."
+    if not isinstance(shard, dict) or not _whole(shard.get("rows"), 1) or not isinstance(shard.get("fields"), dict): return False
+    fields = shard["fields"]
+    return set(fields) == set(widths) and all(
+        _is_entry(fields[field], rf"{field}-\d{{5,9}}\.bin", shard["rows"] * width) for field, width in widths.items())
+
+def manifest_problem(manifest) -> str:
+    "What is wrong in the content of a manifest; empty if nothing is."
+    extractor, names, dim = (manifest.get(name) for name in ("extractor", "class_names", "feature_dim"))
+    if not isinstance(extractor, dict) or type(extractor.get("name")) is not str or not isinstance(extractor.get("settings"), dict):
+        return "its extractor has no name and settings"
+    if not _texts(names): return "its class_names are no list of names"
+    if not _whole(dim) or not _whole(manifest.get("images")): return "its feature_dim and images are no whole numbers"
+    if not _is_entry(manifest.get("index"), r"index\.parquet") or manifest["images"] > manifest["index"]["bytes"]:
+        return "its index is none of index.parquet"
+    widths = {"features": 2 * dim, "boxes": 16} | ({"class_probs": 2 * len(names)} if names else {})
+    shards = manifest.get("shards")
+    if not isinstance(shards, list) or not all(_is_shard(shard, widths) for shard in shards):
+        return "its shards are not files of features, boxes (and class_probs) with as many bytes as their rows take"
+    return ""
+
 # %% ../../nbs/30_store.ipynb #listed
+def load_manifest(folder: Path) -> dict:
+    "The content of a manifest; raises `StoreError` if there is none, or if it is not as this version writes it."
+    path = folder / "manifest.json"
+    if not path.exists(): raise StoreError(f"{folder}: no manifest.json, so this is no complete region store; run the extraction again")
+    try:
+        regular(path)
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(f"{path}: damaged ({error}); copy it again, or run the extraction again") from None
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        found = repr(manifest.get("schema")) if isinstance(manifest, dict) else "missing"
+        raise StoreError(f"{folder}: schema {found[:40]}, this version reads {SCHEMA}; extract again")
+    if problem := manifest_problem(manifest): raise StoreError(f"{path}: damaged, {problem}; copy it again, or run the extraction again")
+    return manifest
+
 def read_manifest(folder) -> dict:
     "The manifest of a complete region store; raises `StoreError` if a file is missing or has another size."
-    folder = Path(folder)
-    if not (folder / "manifest.json").exists():
-        raise StoreError(f"{folder}: no manifest.json, so this is no complete region store; run the extraction again")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    if manifest.get("schema") != SCHEMA:
-        raise StoreError(f"{folder}: schema {manifest.get('schema')!r}, this version reads {SCHEMA}; extract again")
-    check_sizes(folder, listed_files(manifest))
+    manifest = load_manifest(Path(folder))
+    check_sizes(Path(folder), listed_files(manifest))
     return manifest
 
 # %% ../../nbs/30_store.ipynb #find
@@ -100,16 +145,42 @@ def _byte_strings(texts, width) -> np.ndarray:
     padded[np.arange(width) < np.diff(offsets)[:, None]] = np.frombuffer(text, np.uint8)[offsets[0]:offsets[-1]]
     return padded.view(f"S{width}")[:, 0]
 
-def _read_index(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    "Keys as sorted byte strings (n,), and for each its shard, first row, rows, width and height (n, 5). Read piece by piece."
+LONGEST_KEY = 1000  # bytes
+
+def _check_places(places, manifest: dict):
+    "ValueError if images (n, 5) do not lie in the shards of a manifest, or are no pictures."
+    shard, first, rows, width, height = places.T
+    held = np.array([each["rows"] for each in manifest["shards"]])
+    if shard.min() < 0 or shard.max() >= len(held): raise ValueError("it names a shard that is not there")
+    if first.min() < 0 or rows.min() < 1 or (first + rows > held[shard]).any(): raise ValueError("it names rows that are not there")
+    if min(width.min(), height.min()) < 1: raise ValueError("a picture without pixels")
+
+def _pieces(folder: Path, manifest: dict):
+    "Yield the keys as byte strings, and the places of the images (n, 5) int64, piece by piece; ValueError if they cannot be."
     file = parquet.ParquetFile(folder / "index.parquet")
-    places, keys, end = np.empty((file.metadata.num_rows, len(COLUMNS)), np.int32), [], 0
+    if file.metadata.num_rows != manifest["images"]: raise ValueError(f"{file.metadata.num_rows} images, expected {manifest['images']}")
     for piece in file.iter_batches(2 ** 17):
+        if not len(piece): continue
+        if any(piece[name].null_count for name in ["key", *COLUMNS]): raise ValueError("it has gaps")
         width = pc.max(pc.binary_length(piece["key"])).as_py()
-        keys.append(_byte_strings(piece["key"], max(width, 1)))
-        for number, name in enumerate(COLUMNS): places[end:end + len(piece), number] = piece[name].to_numpy()
-        end += len(piece)
-    keys = np.concatenate([np.empty(0, "S1"), *keys])
+        if width > LONGEST_KEY: raise ValueError(f"a key of {width:,} bytes")
+        places = np.stack([piece[name].cast(pa.int64()).to_numpy() for name in COLUMNS], 1)
+        _check_places(places, manifest)
+        yield _byte_strings(piece["key"], max(width, 1)), places
+
+def _read_index(folder: Path, manifest: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Keys as sorted byte strings (n,), and for each its shard, first row, rows, width and height (n, 5). Read piece by piece.
+    StoreError if it is damaged, or another store's."""
+    places, keys, end = np.empty((manifest["images"], len(COLUMNS)), np.int32), [], 0
+    try:
+        for names, piece in _pieces(folder, manifest):
+            keys.append(names)
+            places[end:end + len(piece)] = piece
+            end += len(piece)
+        keys = np.concatenate([np.empty(0, "S1"), *keys])
+        if end != len(places) or (keys[1:] <= keys[:-1]).any(): raise ValueError("its keys are not in order")
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise StoreError(f"{folder / 'index.parquet'}: damaged, or another store's ({error}); copy it again, or extract again") from None
     pa.default_memory_pool().release_unused()  # a fifth of what the index of 3 million pictures takes
     return keys, places
 
@@ -127,7 +198,7 @@ class RegionStore:
     def __reduce__(self): return RegionStore, (self.folder, self.manifest)
 
     @cached_property
-    def _index(self): return _read_index(self.folder)
+    def _index(self): return _read_index(self.folder, self.manifest)
 
     def _shard(self, number: int) -> dict[str, np.ndarray]:
         if number not in self._maps: self._maps[number] = _map_shard(self.folder, self.manifest, number)

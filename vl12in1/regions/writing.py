@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from ..files import written
-from .store import COLUMNS, FIELDS, SCHEMA, Regions, StoreError, check_sizes, listed_files, read_manifest
+from .store import COLUMNS, FIELDS, SCHEMA, Regions, StoreError, _read_index, check_sizes, listed_files, read_manifest
 
 # %% ../../nbs/30a_writing.ipynb #half
 def _half(array) -> np.ndarray:
@@ -361,4 +361,7 @@ def verify(folder: str | Path) -> dict:
     for entry in listed_files(manifest):
         if _described(Path(folder) / entry["file"]) != entry:
             raise StoreError(f"{Path(folder) / entry['file']}: damaged (SHA-256 differs); copy or extract it again")
+    _, places = _read_index(Path(folder), manifest)
+    if places[:, 2].sum(dtype=int) != sum(shard["rows"] for shard in manifest["shards"]):
+        raise StoreError(f"{folder}: its index has other numbers of regions than its shards; extract it again")
     return manifest
