@@ -124,7 +124,8 @@ def check_digests(assets: Assets, folder: Path):
 # %% ../../nbs/43_saving.ipynb #check-depth
 def check_depth(config, shapes, source):
     "CheckpointError if a configuration (of JSON's kind) asks for more blocks than there are tensors in a file (name -> shape)."
-    for name, number in config.items() if isinstance(config, dict) else ():
+    for name, value in config.items() if isinstance(config, dict) else ():
+        number = len(value) if isinstance(value, list) else value
         if name.endswith("layers") and isinstance(number, int) and number > max(100, len(shapes)):
             raise CheckpointError(f"{source}: {name} is {number}, but the file has {len(shapes)} tensors; get it again")
 
