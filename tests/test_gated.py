@@ -190,11 +190,23 @@ def test_the_command_inspects_and_converts_them_both_ways(name, tmp_path, capsys
     (dict(vv_attn_sublayers=[0, 5, 2 ** 40]), "no list of sublayers"), (dict(single_ln_sublayers=[0]), r"\[0\] are not among"),
     (dict(sublayer2attn_hidden_size={"4": 64}), "sublayer 4"), (dict(sublayer2attn_hidden_size={"99": 64}), "widths"),
     (dict(sublayer2attn_hidden_size=[64]), "no table of sublayers"), (dict(num_attention_heads=5), "not a multiple of its 5 heads"),
-    (dict(hidden_size="32"), "text_hidden '32'"), (dict(vocab_size=2 ** 30), "34,359,807,370 numbers, but the file has 79,498"), (dict(num_locs=9), "places 9"),
-    (dict(vocab_size=None), "vocab_size None")])
+    (dict(hidden_size="32"), "text_hidden '32'"), (dict(num_locs=9), "places 9"),
+    (dict(vocab_size=2 ** 30), "34,359,807,370 numbers, but the file has 79,498"),
+    (dict(vocab_size=None), "vocab_size None"),
+    (dict(tt_attn_sublayers=[0] * 1000), "tt_attn_sublayers is 1000, but the file has 187 tensors"),
+    (dict(num_attention_heads=3, v_num_attention_heads=3), "; and 8 more"), (dict(sublayer2intermediate_size={"1": "9"}), "widths"),
+    (dict(hidden_dropout_prob=float("nan")), "dropout nan")])
 def test_configurations_that_cannot_be_are_refused_by_name(changed, message, tmp_path):
     (tmp_path / "odd.json").write_text(json.dumps(config_of("ctrl_lxmert") | changed))
     with pytest.raises(CheckpointError, match=message): read_volta(weights_of("ctrl_lxmert"), tmp_path / "odd.json")
+
+
+def test_an_absurd_number_of_sublayers_is_refused_before_anything_is_made(tmp_path):
+    TwelveInOne(gated("uniter", "tiny"), {}).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved["config"]["sublayers"] *= 10 ** 5
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(CheckpointError, match="sublayers is 400000"): TwelveInOne.from_pretrained(tmp_path)
 
 
 def test_a_configuration_of_another_model_is_refused():

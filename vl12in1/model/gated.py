@@ -345,7 +345,7 @@ def check_gated(config):
                 fusion=config.fusion in ("mul", "sum", "text"), activation=config.activation in ("relu", "tanh"),
                 hidden_word=config.hidden_word in ("yes", "no"), batching=config.batching in ("apart", "mixed"))
     problems = list(gated_contradictions(config))
-    if problems: raise ValueError("GatedConfig: " + "; ".join(problems))
+    if problems: raise ValueError("GatedConfig: " + "; ".join(problems[:3]) + f"; and {len(problems) - 3} more" * (len(problems) > 3))
 
 GatedConfig.check = check_gated
 

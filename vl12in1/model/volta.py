@@ -86,7 +86,7 @@ def volta_config(source) -> GatedConfig:
     if odd := list(volta_oddities(content)): raise CheckpointError(f"{name}: {', '.join(odd)}: this model has no such variant")
     fields = {ours: content[key] for ours, key in VOLTA_FIELDS.items() if key in content}
     weights = content.get("visual_target_weights", {})
-    asks_hidden = isinstance(weights, dict) and weights.get("6", 0) > 0 and content.get("image_embeddings") == "vl-bert"
+    asks_hidden = content.get("image_embeddings") == "vl-bert" and isinstance(weights, dict) and weights.get("6", 0) not in (0, None)
     try: return GatedConfig(volta_sublayers(content), widths=volta_widths(content), hidden_word="yes" if asks_hidden else "no",
                             batching="mixed", **fields)
     except (TypeError, ValueError) as error: raise CheckpointError(f"{name}: {error}") from None
