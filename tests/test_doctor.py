@@ -119,6 +119,24 @@ def test_a_folder_can_be_examined_outside_of_a_checkout(data, tmp_path, monkeypa
     assert not any(line.startswith(("memory ", "disk ")) for line in lines) and any(line.startswith("accelerator ") for line in lines)
 
 
+@pytest.mark.parametrize("file, old, new, problem", [
+    ("params.yaml", "profile: miniature", "profile: huge", "no profile 'huge'"),
+    ("params.yaml", "profile: miniature", "profile: [", "no YAML"),
+    ("profiles/miniature.yaml", "preset: miniature", "preset: huge", "preset 'huge'"),
+    ("profiles/miniature.yaml", "  common:", "  usual:", "common is missing"),
+    ("profiles/miniature.yaml", "word_pieces:", "pieces:", "pieces")])
+def test_settings_that_are_wrong_are_one_line(tmp_path, monkeypatch, file, old, new, problem):
+    root = Path(__file__).parents[1]
+    for name in ("dvc.yaml", "params.yaml"): shutil.copy(root / name, tmp_path)
+    shutil.copytree(root / "profiles", tmp_path / "profiles")
+    text = (tmp_path / file).read_text()
+    assert old in text
+    (tmp_path / file).write_text(text.replace(old, new))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end: main(["doctor", "."])
+    assert problem in end.value.code and "\n" not in end.value.code
+
+
 def test_leaks_decide_the_exit_status(data, tmp_path, capsys):
     with pytest.raises(SystemExit) as end: main(["leaks", str(data)])
     assert end.value.code == 1 and "learned from are" in capsys.readouterr().out

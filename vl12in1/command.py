@@ -31,6 +31,7 @@ with starting("vl12in1"):
     from vl12in1.study.doctor import doctor
     from vl12in1.study.notebooks import root, settings
     from vl12in1.study.plan import plan_text, read_rates
+    from vl12in1.study.settings import checked_settings
     from vl12in1.weights import read_json
 
 # %% ../nbs/90_command.ipynb #inspect-command
@@ -80,7 +81,7 @@ def convert_command(arguments):
 # %% ../nbs/90_command.ipynb #doctor-command
 def doctor_command(arguments):
     "Print what is there, what is wrong, and what to type next."
-    try: study, checkout = settings(), root()
+    try: study, checkout = checked_settings(("text", "model", "training", "seeds", "runs", "followers")), root()
     except FileNotFoundError:
         if arguments.data is None: raise
         study = checkout = None

@@ -27,6 +27,7 @@ from ..model.interface import EncoderConfig
 from ..regions import RegionStore, StoreError, find_features
 from ..tasks import TASKS
 from ..training.runs import read_grid
+from ..training.trainer import TrainingConfig
 from ..examples.text import AnswerVocabulary, Tokenizer, published_answers
 
 # %% ../../nbs/80_doctor.ipynb #source
@@ -223,7 +224,8 @@ def _size(study: dict, answers: dict[str, int], store) -> tuple[str, str]:
     manifest = store.manifest if len(store) else None
     regions = round(manifest["regions"] / manifest["images"]) if manifest else 100
     model = configuration(study, manifest)
-    parameters, training = training_bytes(model, answers, regions + 1, study["training"]["common"]["batch_fraction"])
+    fraction = study["training"]["common"].get("batch_fraction", TrainingConfig.batch_fraction)
+    parameters, training = training_bytes(model, answers, regions + 1, fraction)
     models = _models_trained(study)
     weights = 4 * parameters * models / 2 ** 30
     free = shutil.disk_usage(".").free / 2 ** 30
