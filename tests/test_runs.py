@@ -15,6 +15,7 @@ from vl12in1.tasks import TASKS
 from vl12in1.evaluation.records import read_item_scores, write_item_scores
 from vl12in1.training.runs import (Run, all_seeds, easiest_first, equal_iterations, make_trainer, parent, part_of, read_examples,
                                    read_grid, run_of, serves, weights)
+from vl12in1.study.results import Results, invent_run
 from vl12in1.training.schedules import DynamicStopAndGo
 
 TOY = ("vqa", "refcoco", "snli_ve")
@@ -289,3 +290,45 @@ def test_a_run_keeps_the_tokens_it_begins_with(tmp_path, tokens):
     examples = read_examples(Run("scratch", "multi"), toy.frames(shared), shared)
     again = make_trainer(Run("scratch", "multi", tokens=tokens), TOY, 1, own, examples, TRAINING, tmp_path / "b", machine=toy.CPU).model
     assert all(torch.equal(state[name], tensor) for name, tensor in again.state_dict().items())
+
+
+# --- the reports of runs, damaged
+
+@pytest.fixture
+def reports(tmp_path):
+    invent_run(tmp_path, "at", {"all": ["vqa", "nlvr2"]}, .5, seeds=2, items=20)
+    assert Results(tmp_path).row("at")
+    return tmp_path
+
+
+@pytest.mark.parametrize("part", ["runs/at.json", "scores/at.json", "metrics/at.json", "items/at.csv"])
+@pytest.mark.parametrize("content", [
+    b"", b"{", b"\xff\xfe\x00", b"[1]\n", b'{"trained": 3, "all": {"seed0": {"vqa": "x"}}}', b"\x89PNG\r\n\x1a\n"])
+def test_a_report_that_is_none_is_named_with_what_to_do(reports, part, content):
+    (reports / part).write_bytes(content)
+    with pytest.raises(ValueError) as error: Results(reports)
+    assert str(reports / part) in str(error.value) and "take it back from git" in str(error.value) and "\n" not in str(error.value).strip()
+
+
+@pytest.mark.parametrize("change", [
+    lambda lines: lines[:-1], lambda lines: [*lines, lines[-1]], lambda lines: [lines[0], *reversed(lines[1:])],
+    lambda lines: [*lines[:3], lines[3].replace("vqa:2", "vqa:3"), *lines[4:]]], ids=["lost", "doubled", "out of order", "another picture"])
+def test_a_line_of_items_that_is_not_where_it_was_is_noticed(reports, change):
+    path = reports / "items/at.csv"
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+    with pytest.raises(ValueError, match="items/at.csv: 4[012] lines, which are not those that were written"): Results(reports)
+
+
+def test_lines_may_end_as_on_windows(reports):
+    path = reports / "items/at.csv"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert Results(reports).row("at")
+
+
+@pytest.mark.parametrize("text", ["model,seed,task\n", "model,task,images,kind,seed0\nall,vqa,a,-,x\n", "a\n1\n",
+                                  "model,task,images,kind,seed0\nall,vqa,a,-,101\n", "model,task,images,kind\nall,vqa,a,-\n"])
+def test_item_scores_that_are_none_are_named(tmp_path, text):
+    (tmp_path / "at.csv").write_text(text)
+    if text == "model,seed,task\n": assert read_item_scores(tmp_path / "at.csv") == {}
+    else:
+        with pytest.raises(ValueError, match="at.csv: no scores of test items"): read_item_scores(tmp_path / "at.csv")

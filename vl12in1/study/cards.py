@@ -7,7 +7,6 @@ __all__ = ['KINDS', 'evaluation_results', 'scored_card', 'hand_on', 'main']
 
 # %% ../../nbs/86b_cards.ipynb #86b00003
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCard
 
+from ..evaluation.records import read_report
 from .notebooks import root
 from .tables import markdown
 from ..tasks import TASKS
@@ -46,9 +46,9 @@ def hand_on(checkout: Path, run: str, model: str, seed: int, folder: Path) -> No
     no score of it; FileExistsError if the folder is there."""
     source, scores = checkout / f"runs/{run}/models/{model}/seed{seed}", checkout / f"reports/scores/{run}.json"
     if not (source / "config.json").exists(): raise ValueError(f"{source}: no saved model; `dvc repro test@{run}` makes those of a run")
-    known = json.loads(scores.read_text()).get(model, {}).get(f"seed{seed}") if scores.exists() else None
+    known = read_report(scores).get(model, {}).get(f"seed{seed}") if scores.exists() else None
     if not known: raise ValueError(f"{scores}: no scores of {model}, seed {seed}; `dvc repro test@{run}` tests it")
-    data = json.loads((checkout / f"reports/runs/{run}.json").read_text())["data_name"]
+    data = read_report(checkout / f"reports/runs/{run}.json").get("data_name", "–")
     shutil.copytree(source, folder)
     card = Path(folder) / "README.md"
     card.write_text(scored_card(card.read_text(), f"{run} {model} seed{seed}", known, data))

@@ -7,7 +7,6 @@ __all__ = ['CURVES', 'log_curves', 'train', 'test', 'main']
 
 # %% ../../nbs/72_experiment.ipynb #6b52dddf
 import argparse
-import json
 import os
 from collections.abc import Callable
 
@@ -15,6 +14,7 @@ import pandas as pd
 import torch
 
 from ..evaluation.measure import measure_run
+from ..evaluation.records import read_report
 from ..children import end_with_study
 from ..endings import ending
 from ..extras import extra
@@ -63,7 +63,7 @@ def train(run: str, devices: int | None = None) -> dict:
         return record
     run_of(study, run)
     launch(devices, "-m", "vl12in1.study.experiment", "train", run)
-    return json.loads((root() / f"reports/runs/{run}.json").read_text())
+    return read_report(root() / f"reports/runs/{run}.json")
 
 def test(run: str) -> dict:
     "Test the models of the run of that name; its scores, model -> seed -> task -> score, as in `reports/scores/<run>.json`."

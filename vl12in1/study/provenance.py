@@ -9,7 +9,6 @@ __all__ = ['PER_RUN', 'CODE', 'UNHASHED', 'SCORED', 'COMPARED', 'SHOWN', 'Study'
 
 # %% ../../nbs/85a_provenance.ipynb #85a00003
 import contextlib
-import json
 import subprocess
 import tempfile
 from functools import lru_cache
@@ -21,6 +20,7 @@ from typing import NamedTuple
 import pandas as pd
 import yaml
 
+from ..evaluation.records import read_report
 from .claims import CLAIMS
 from .kinds import KIND_RUNS
 from .literature import OURS, PEERS_RUNS
@@ -340,9 +340,9 @@ def uncommitted(paths) -> list[str]:
 def run_lines(study: Study, runs) -> list[str]:
     "Profile, seeds and beginning of runs, from their records, a line for each that is here."
     files = [study.place(f"reports/runs/{run}.json") for run in sorted(runs)]
-    records = [json.loads(file.read_text()) for file in files if file.exists()]
-    return [f"run {one['run']}: profile {one.get('profile', '–')}, seeds {', '.join(map(str, one.get('seeds', []))) or 'none'}, "
-            f"begun with {one.get('init', 'nothing')}, on {one['data_name']}" for one in records]
+    records = [read_report(file) for file in files if file.exists()]
+    return [f"run {one.get('run', '–')}: profile {one.get('profile', '–')}, seeds {', '.join(map(str, one.get('seeds', []))) or 'none'}, "
+            f"begun with {one.get('init', 'nothing')}, on {one.get('data_name', '–')}" for one in records]
 
 # %% ../../nbs/85a_provenance.ipynb #compared
 def compared(study: Study, stage: str, links: dict[str, list[str]]) -> list[str]:

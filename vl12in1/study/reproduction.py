@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from ..evaluation.records import AGAIN
 from .notebooks import root
 from .results import Results
 from .statistics import Cell, Variance, compared, holm
@@ -70,7 +71,9 @@ _JUDGED = ["verdict", "difference", "difference_low", "difference_high"]
 def _judged(index: Path) -> pd.DataFrame:
     "The verdicts of a file `index.csv` and the differences they rest on, a row per claim; no row if the file is not there."
     if not index.is_file(): return pd.DataFrame(columns=_JUDGED, index=pd.Index([], name="claim"))
-    return pd.read_csv(index, index_col="claim")[_JUDGED]
+    try: judged = pd.read_csv(index, usecols=["claim", *_JUDGED]).astype({name: float for name in _JUDGED[1:]})
+    except ValueError as error: raise ValueError(f"{index}: no verdicts of a study ({error}); {AGAIN}") from None
+    return judged.set_index("claim")[_JUDGED]
 
 def compare_verdicts(ours: Path, theirs: Path) -> pd.DataFrame:
     "A row for each claim that both files `index.csv` have: verdicts and differences in `ours` and in `theirs`."
