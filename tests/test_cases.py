@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import published
 import pytest
+import torch
 
 from fuzz import write
 from vl12in1 import corpora, world
@@ -21,7 +22,10 @@ from vl12in1.command import main
 from vl12in1.corpora import CorpusError
 from vl12in1.evaluation.submissions import SubmissionError, write_submission
 from vl12in1.leaks import leak_report
+from vl12in1.model import CheckpointError, TwelveInOne, ViLBERTConfig
+from vl12in1.model.checkpoints import read_published, to_published
 from vl12in1.regions import RegionStore, StoreError, find_features, import_features
+from vl12in1.weights import write_tensors
 from vl12in1.study.doctor import doctor
 
 
@@ -380,3 +384,29 @@ def test_an_import_replaces_data_that_is_there(statements, tmp_path):
     script = f"git init -q . && dvc init -q && {command} && {command}"
     subprocess.run(["bash", "-c", script], cwd=clone, env=environment, check=True, capture_output=True)
     assert json.loads((clone / "data/nlvr2/dev.json").read_text())["identifier"] == "dev-1-0-0" and (clone / "data.dvc").is_file()
+
+
+# --- weights
+
+def test_vilbert_beta_head():
+    "The head for answers that ViLBERT had before 12-in-1: weight normalisation, and layers of other shapes."
+    config = ViLBERTConfig(vocab_size=50, max_positions=32, feature_dim=8, text_hidden=8, text_layers=2, text_heads=2, text_feed_forward=8,
+                           image_hidden=8, image_layers=1, image_heads=2, image_feed_forward=8, co_hidden=8, co_heads=2,
+                           text_connections=(1,), image_connections=(0,))
+    state, published_config = to_published(TwelveInOne(config, vocabularies={"vqa": 5, "gqa": 4}).eval())
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("vil_prediction.")}
+    for layer, (outputs, inputs) in {0: (16, 8), 3: (11, 16)}.items():
+        state |= {f"vil_prediction.main.{layer}.bias": torch.zeros(outputs), f"vil_prediction.main.{layer}.weight_g": torch.tensor(2.),
+                  f"vil_prediction.main.{layer}.weight_v": torch.ones(outputs, inputs)}
+    with pytest.raises(CheckpointError, match="vil_prediction.logit_fc.0.weight: missing"): read_published(state, published_config)
+    model, report = read_published(state, published_config, fresh=["answer_vqa"], vocabularies={"vqa": 7})
+    assert "answer_vqa" in model.heads and set(report.note[report.index.str.startswith("vil_prediction.main")]) == {
+        "ViLBERT's first head for answers, of other layers: start answer_vqa afresh"}
+
+
+@pytest.mark.parametrize("name, writer", [("model.safetensors", "vl12in1.weights.save_file"), ("model.bin", "torch.save")])
+def test_convert_to_a_full_disk(tmp_path, monkeypatch, name, writer):
+    def full(*_): raise RuntimeError("PytorchStreamWriter failed writing file")
+    monkeypatch.setattr(writer, full)
+    with pytest.raises(OSError, match=f"cannot be written .*is the disk full.*{name}"): write_tensors({"a": torch.ones(2)}, tmp_path / name)
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@
 __all__ = ['PROBLEMS', 'CheckpointError', 'Tensors', 'open_tensors', 'write_tensors', 'read_json', 'account_for', 'check_account']
 
 # %% ../nbs/04_weights.ipynb #04imp
+import errno
 import json
 import re
 from collections.abc import Mapping
@@ -178,7 +179,8 @@ def write_tensors(state, path: Path):
             if path.suffix == ".safetensors": save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
             else:
                 with open(part, "wb") as file: torch.save(state, file)  # of a path, it would write the name, too
-        except (RuntimeError, SafetensorError) as error: raise OSError(f"{path}: cannot be written ({error}); is the disk full?") from None
+        except (RuntimeError, SafetensorError) as error:
+            raise OSError(errno.EIO, f"cannot be written ({error}); is the disk full?", str(path)) from None
 
 # %% ../nbs/04_weights.ipynb #read-text
 LARGEST = 2 ** 26  # bytes of a file beside the weights; BERT's vocabulary takes a quarter of a million

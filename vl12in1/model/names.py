@@ -124,6 +124,7 @@ DROPPED = {
     r"\.biOutput\.q_dense[12]\.": "read by nothing, here or in the published code",
     r"^cls\.predictions\.decoder\.(weight|bias)$": "the same tensor as the word embeddings (or the bias) once more",
     r"^linguisic_logit\.": "a number per word that no task uses",
+    r"^vil_prediction\.main\.": "ViLBERT's first head for answers, of other layers: start answer_vqa afresh",
     r"\.position_ids$": "the numbers 0, 1, 2, …, no weight"}
 
 def why_dropped(key) -> str:
