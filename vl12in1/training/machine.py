@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch.nn.utils import get_total_norm
 
 from ..processes import Processes
 
@@ -81,11 +80,11 @@ class ScaledSteps:
     """The steps of an optimiser when losses went through `scale` first; in all precisions but float16 the same as without. A step along
     a gradient that is not finite is left out.
 
-    - `norms`: of the gradients of all steps so far, but in float16, whose scale is found by steps that are left out
+    - `found`: of all steps so far whether a gradient was not finite, 1 or 0; in float16 nothing, whose scale is found by such steps
     """
 
     def __init__(self, optimizer, machine):
-        self.optimizer, self.norms = optimizer, []
+        self.optimizer, self.found = optimizer, []
         self.scaler = torch.amp.GradScaler(torch.device(machine.device).type, enabled=machine.precision == "float16")
 
     def scale(self, loss) -> torch.Tensor:
@@ -99,11 +98,13 @@ class ScaledSteps:
         self.scaler.update()
 
     def watch(self):
-        "Note the norm of the gradients, and have the optimiser leave out its step if that is not finite, without waiting for the device."
+        "Note whether a gradient is not finite, and have the optimiser leave out its step then, without waiting for the device."
         gradients = [parameter.grad for group in self.param_groups for parameter in group["params"] if parameter.grad is not None]
-        norm = get_total_norm(gradients)
-        self.optimizer.found_inf = (~norm.isfinite()).float()  # fused optimisers look there
-        self.norms.append(norm)
+        if not gradients: return
+        found = torch.zeros((), device=gradients[0].device)
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones_like(found))  # what GradScaler asks, in one pass
+        self.optimizer.found_inf = found  # where fused optimisers look
+        self.found.append(found)
 
     def zero_grad(self): self.optimizer.zero_grad()
 

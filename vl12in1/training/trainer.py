@@ -258,8 +258,8 @@ def count(self, task, loss):
 @method_of(Trainer)
 def check_gradients(self):
     "FloatingPointError if a gradient of this iteration is not finite; no step was taken along it."
-    norms, self.scaled.norms = self.scaled.norms, []
-    if norms and not torch.stack(norms).isfinite().all():
+    found, self.scaled.found = self.scaled.found, []
+    if found and torch.stack(found).any():
         raise self.diverged(f"a gradient of {', '.join(task for task, _ in self.pending)} is not finite")
 
 @method_of(Trainer)
