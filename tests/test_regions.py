@@ -569,7 +569,8 @@ BYTES = {"no JSON": ("manifest.json", b"{"), "deep JSON": ("manifest.json", b"["
          "a list": ("manifest.json", b"[]"), "a cut index": ("index.parquet", b"PAR1"), "a cut shard": ("boxes-00000.bin", bytes(16)),
          "a longer shard": ("boxes-00000.bin", bytes(1600))}
 INDEX = {"a shard that is not there": dict(shard=99), "a shard below": dict(shard=-1), "rows behind": dict(first=99),
-         "rows before": dict(first=-1), "no rows": dict(rows=0), "endless rows": dict(rows=2 ** 40), "no width": dict(width=0), "texts for numbers": dict(first="x"),
+         "rows before": dict(first=-1), "no rows": dict(rows=0), "endless rows": dict(rows=2 ** 40), "no width": dict(width=0),
+         "texts for numbers": dict(first="x"),
          "gaps": dict(first=lambda index: index["first"].where(index.key != "coco:1")), "numbers for keys": dict(key=range(6)),
          "a long key": dict(key=lambda index: [*index.key[:-1], "coco:" + "9" * 10 ** 6]), "one key twice": dict(key="coco:1")}
 BROKEN = {f"{'.'.join(map(str, way))} {value!r}": edited(*way, value=value) for way in WAYS for value in ODD}
