@@ -109,7 +109,7 @@ SIZES: dict[str, tuple[int, ...]] = {  # path -> records that upstream's version
     **{f"refcoco/refcocog/refs({author}).p": (49822,) for author in ("umd", "google")},
     **{f"visual7w/{name}.json": (188068,) for name in ("dataset_v7w_pointing", "dataset")},
     **{f"guesswhat/guesswhat.{split}.jsonl.gz": (count,) for split, count in
-       (("train", 113221), ("valid", 23739), ("test", 23785))},
+       (("train", 113221), ("test", 23785))},
     **{f"nlvr2/{name}.json": (count,) for name, count in (("train", 86373), ("dev", 6982), ("test1", 6967), ("test2", 6970))},
     **{f"nlvr2/{kind}/{kind}_{split}.json": (count,) for kind, split, count in
        (("balanced", "dev", 2300), ("balanced", "test1", 2316), ("unbalanced", "dev", 3562), ("unbalanced", "test1", 3536))},
