@@ -93,18 +93,20 @@ class ScaledSteps:
 
     def step(self):
         "A step along the gradients that there are, if they are finite."
-        if not self.scaler.is_enabled(): self.watch()
+        if not self.scaler.is_enabled() and self.watch(): return
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def watch(self):
-        "Note whether a gradient is not finite, and have the optimiser leave out its step then, without waiting for the device."
+    def watch(self) -> bool:
+        "Note whether a gradient is not finite; on a processor returns it, elsewhere the optimiser asks, which takes no waiting."
         gradients = [parameter.grad for group in self.param_groups for parameter in group["params"] if parameter.grad is not None]
-        if not gradients: return
+        if not gradients: return False
         found = torch.zeros((), device=gradients[0].device)
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, torch.ones_like(found))  # what GradScaler asks, in one pass
-        self.optimizer.found_inf = found  # where fused optimisers look
         self.found.append(found)
+        if found.device.type == "cpu": return bool(found)
+        self.optimizer.found_inf = found  # where fused optimisers look
+        return False
 
     def zero_grad(self): self.optimizer.zero_grad()
 
