@@ -1,7 +1,8 @@
 """Readers are given damaged files, one at a time, each within ten seconds and a gigabyte: they read what they always did, read something
 else that the file now says, or refuse it with an error that names it. Anything else is a finding, which its seed makes again.
 
-`python tests/faults/fuzzing.py COUNT [TARGET …]` tries so many inputs of each target; `TARGET:SEED` makes one again and shows it."""
+`python tests/faults/fuzzing.py COUNT [TARGET …]` tries so many inputs of each target; `TARGET:SEED` makes one again and shows it. The
+last line is JSON: how many ended in which way."""
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -342,13 +344,14 @@ def main():
     if ":" in count:
         name, _, seed = count.rpartition(":")
         return print(*outcomes(name, [int(seed)])[0], sep="\n")
-    total = 0
+    total = Counter()
     for name in names or TARGETS:
         start = time.time()
         wrong, ends = findings(name, range(int(count)))
-        total += len(wrong)
+        total += Counter(ends) + Counter(otherwise=len(wrong))
         print(f"{name}: {ends}, {len(wrong)} findings, {time.time() - start:.0f} s", *wrong, sep="\n  ", flush=True)
-    sys.exit(total > 0)
+    print(json.dumps(total))
+    sys.exit(total["otherwise"] > 0)
 
 
 if __name__ == "__main__":
