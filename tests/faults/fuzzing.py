@@ -256,7 +256,7 @@ def spoil(target, name, seed, folder, files):
     return path, what
 
 
-def judged(target, folder, path, before):
+def judged(target, folder, path, what, before):
     "same, other or refused; or what is wrong."
     try: after = plain(target.read(folder))
     except ALLOWED as error:
@@ -269,7 +269,7 @@ def judged(target, folder, path, before):
         at = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "?"
         return f"{type(error).__name__} at {at}: {str(error)[:160]!r}"
     if after == before: return "same"
-    return "damage was not noticed" if target.exact else "other"
+    return "damage was not noticed" if target.exact and what != "edit_json" else "other"  # a list that was edited is another list
 
 
 def try_all(name, seeds, folder, log):
@@ -287,7 +287,7 @@ def try_all(name, seeds, folder, log):
             path, what = spoil(target, name, seed, folder, files)
             said.write(json.dumps(dict(seed=seed, file=str(path), damage=what)) + "\n")
             signal.alarm(SECONDS)
-            end = judged(target, folder, path, before)
+            end = judged(target, folder, path, what, before)
             signal.alarm(0)
             if Path("executed").exists() or (folder / "executed").exists(): end = "code in the file was executed"
             said.write(json.dumps(dict(end=end)) + "\n")
