@@ -4,6 +4,7 @@
 # make lab     the book in JupyterLab                                       make clean   remove what the study made
 # make site    book, study and library as pages to read offline, in build/site
 # make thorough    the study with more seeds, in a clone, into reports/thorough     make rerun   the same with other seeds, into reports/rerun
+# make faults      the study disturbed on purpose: killed, without disk and memory, given damaged files; an hour
 # make benchmark   the paper's model and detector, published files, the price of equal weights everywhere; 40 minutes, 12 GB of disk
 SHELL := bash
 # The first Python that is new enough; `make PYTHON=…` chooses another.
@@ -12,9 +13,9 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help study test test-slow smoke thorough rerun tables benchmark demo site lab clean
+.PHONY: help study test test-slow smoke thorough rerun tables benchmark faults demo site lab clean
 help:
-	@head -7 $(firstword $(MAKEFILE_LIST)) | sed 's/^# //'
+	@head -8 $(firstword $(MAKEFILE_LIST)) | sed 's/^# //'
 
 study: .venv/ready
 	@echo "make study: what is out of date is run (nothing is: seconds; empty cache: see README.md)"
@@ -59,6 +60,11 @@ benchmark: .venv/ready
 	python -m vl12in1.study.notebooks run benchmark_pictures
 	python -m vl12in1.study.notebooks run benchmark_bytes
 	@cat reports/benchmarks/*.md
+
+faults: .venv/ready
+	@echo "make faults: a study killed a hundred times, work without disk and memory, 100,000 damaged files; an hour"
+	python -m vl12in1.study.notebooks run benchmark_faults
+	@cat reports/benchmarks/faults.md
 
 demo: .venv/demo
 	@echo "make demo: all twelve tasks, answered by one model of the study, on a page in a browser; Ctrl-C ends it"

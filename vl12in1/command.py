@@ -82,8 +82,8 @@ def convert_command(arguments):
 def doctor_command(arguments):
     "Print what is there, what is wrong, and what to type next."
     try: study, checkout = checked_settings(("text", "model", "training", "seeds", "runs", "followers")), root()
-    except FileNotFoundError:
-        if arguments.data is None: raise
+    except FileNotFoundError as error:
+        if arguments.data is None: raise FileNotFoundError(f"{error}, or name a folder of corpora: vl12in1 doctor FOLDER") from None
         study = checkout = None
     if arguments.data and not Path(arguments.data).is_dir(): raise ValueError(f"{arguments.data}: there is no such folder")
     print(doctor(arguments.data or checkout / "data", study=study, checkout=checkout))

@@ -201,9 +201,9 @@ def edit_npy(random, data):
         except ValueError: return data[:128] + edit_pickle(random, data[128:])  # an object
     claims = [b"(99999999999,)", b"(-1, 4)", b"(2, 2, 2)", b"()", b"(0,)", b"[" * 40 + b"]", b"'(1'", b"(1e3,)"]
     kinds = [b"'|O'", b"'<f99'", b"'<M8[ns]'", b"[('a', 'O')]", b"__import__('os')", b"'V1000000000'", b"None"]
-    old, new = random.choice([(b"'shape': (", b"'shape': " + random.choice(claims) + b", 'x': ("), (b"'descr': ",
-                                                                                                    b"'descr': " + random.choice(kinds) + b", 'x': "),
-                              (b"False", b"True"), (b"{", b"{" * 50)])
+    shape, kind = (b" " + random.choice(those) + b", 'x': " for those in (claims, kinds))
+    old, new = random.choice([(b"'shape': (", b"'shape':" + shape + b"("), (b"'descr': ", b"'descr':" + kind), (b"False", b"True"),
+                              (b"{", b"{" * 50)])
     header = data[10:128].replace(old, new, 1).rstrip()
     return data[:8] + struct.pack("<H", len(header) + 1) + header + b"\n" + data[128:]
 
@@ -239,11 +239,10 @@ def edit_safetensors(random, data):
     name = random.choice(sorted(header))
     if random.random() < .4: header = edit_nest(random, header)
     elif isinstance(header[name], dict) and "shape" in header[name]:
-        change = random.choice([{"shape": [2 ** 40]}, {"shape": [0]}, {"shape": []}, {"dtype": "I64"}, {"dtype": "F99"},
-                                {"data_offsets": [0, 2 ** 62]},
-                                {"data_offsets": [0, 4]}, {"shape": [-1]}, {"shape": header[name]["shape"][::-1]}, {"shape": [1,
-                                                                                                                              *header[name]["shape"]]}])
-        header[name] |= change
+        shape = header[name]["shape"]
+        shapes = [[2 ** 40], [0], [], [-1], shape[::-1], [1, *shape]]
+        header[name] |= random.choice([*({"shape": shape} for shape in shapes), {"dtype": "I64"}, {"dtype": "F99"},
+                                       {"data_offsets": [0, 2 ** 62]}, {"data_offsets": [0, 4]}])
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data[8 + size:]
 

@@ -1,7 +1,7 @@
-"""Work that writes files, disturbed: killed at any moment, on a full disk, with too little memory, with a clock that runs backwards, twice at
-once. Thereafter the same work is done again, and must leave the same bytes as if nothing had been; or say in one line what to do.
+"""Work that writes files, disturbed: killed at any moment, on a full disk, with too little memory, with a clock that runs backwards,
+twice at once. Thereafter the same work is done again, and must leave the same bytes as if nothing had been; or say in one line what to do.
 
-`python tests/faults/jobs.py COUNT` disturbs each of them so many times in each way, and prints a table."""
+`python tests/faults/jobs.py COUNT` disturbs each of them so many times in each way. The last line is JSON: fault -> end -> how many."""
 import hashlib
 import itertools
 import os
@@ -70,7 +70,8 @@ def training(given, folder):
                                          for name, tensor in trainer.model.state_dict().items()})
 
 
-def importing(given, folder): unless_whole(folder / "regions", lambda: import_features(find_features(given / "published"), folder / "regions"))
+def importing(given, folder):
+    unless_whole(folder / "regions", lambda: import_features(find_features(given / "published"), folder / "regions"))
 
 
 def extracting(given, folder):
@@ -258,12 +259,13 @@ def main():
         for job in jobs or JOBS:
             start = time.monotonic()
             ends += (rows := trials(job, Path(temporary), int(count)))
-            print(f"{job}: {pd.Series([end[:60] for *_, end in rows]).value_counts().to_dict()}, {time.monotonic() - start:.0f} s", flush=True)
+            counts = pd.Series([end[:60] for *_, end in rows]).value_counts().to_dict()
+            print(f"{job}: {counts}, {time.monotonic() - start:.0f} s", flush=True)
         wrong = [end for *_, end in ends if end not in ("same bytes", "one clear error")]
         print(*wrong, sep="\n")
         table = pd.DataFrame(ends, columns=["job", "fault", "end"])
         table["end"] = table.end.where(table.end.isin(["same bytes", "one clear error"]), "otherwise")
-        print(table.groupby(["fault", "end"]).size().unstack(fill_value=0).to_string())
+        print(table.groupby(["fault", "end"]).size().unstack(fill_value=0).to_json(orient="index"))
     sys.exit(bool(wrong))
 
 

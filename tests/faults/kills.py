@@ -1,8 +1,10 @@
-"""A study, small but whole (world, corpora, detector, pre-training, training, test), is killed again and again at random moments with all of its
-processes, and goes on each time. At the end its reports and weights are the same bytes as those of a study that nobody disturbed.
+"""A study, small but whole (world, corpora, detector, pre-training, training, test), is killed again and again at random moments with
+all of its processes, and goes on each time. At the end its reports and weights are the same bytes as those of a
+study that nobody disturbed.
 
-`python tests/faults/kills.py COUNT` in a checkout; some ten seconds a kill."""
+`python tests/faults/kills.py COUNT` in a checkout; some ten seconds a kill. The last line is JSON: how many, and what was odd."""
 import hashlib
+import json
 import os
 import random
 import signal
@@ -108,5 +110,6 @@ def main(count):
 
 
 if __name__ == "__main__":
-    _, odd, differ = main(int(sys.argv[1]))
+    kills, odd, differ = main(int(sys.argv[1]))
+    print(json.dumps(dict(kills=kills, odd=odd, differ=differ)))
     sys.exit(bool(odd or differ))

@@ -11,6 +11,7 @@ import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import wraps
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -18,13 +19,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..boxes import iou
 from ..fields import Count, Fraction, Rate, Seed, Size, Within, check_fields
 from ..files import open_picture, written
 from .store import Regions
+from ..weights import CheckpointError, open_tensors, read_json, write_tensors
 
 # %% ../../nbs/33_detector.ipynb #detectorconfig
 STRIDE = 4  # pixels per cell of the feature map, along each side
@@ -308,15 +309,30 @@ def save_detector(detector: Detector, folder: str | Path):
     folder.mkdir(parents=True, exist_ok=True)
     description = {"config": asdict(detector.config), "class_names": detector.class_names,
                    "attribute_names": detector.attribute_names}
-    (folder / "detector.json").write_text(json.dumps(description, indent=1) + "\n")
-    weights = {name: tensor.contiguous().cpu() for name, tensor in detector.modules.state_dict().items()}
-    with written(folder / "weights.safetensors") as part: save_file(weights, part)
+    with written(folder / "detector.json") as part: part.write_text(json.dumps(description, indent=1) + "\n")
+    weights = {name: tensor.cpu() for name, tensor in detector.modules.state_dict().items()}
+    write_tensors(weights, folder / "weights.safetensors")
+
+def _described(path: Path) -> Detector:
+    "A new detector as a `detector.json` describes it; CheckpointError for one that describes none."
+    description = read_json(path)
+    try:
+        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in description["config"].items()}
+        names = [description[kind] for kind in ("class_names", "attribute_names")]
+        if not all(isinstance(name, str) for name in chain(*names)): raise TypeError("names are texts")
+        return Detector.new(DetectorConfig(**settings), *map(list, names))
+    except (ValueError, KeyError, TypeError, AttributeError, LookupError, RuntimeError, MemoryError) as error:
+        raise CheckpointError(f"{path}: describes no detector ({type(error).__name__}: {error}); get the folder again") from None
 
 def load_detector(folder: str | Path) -> Detector:
-    "The detector that `save_detector` wrote into `folder`."
-    description = json.loads((Path(folder) / "detector.json").read_text())
-    settings = {name: tuple(value) if isinstance(value, list) else value
-                for name, value in description["config"].items()}
-    detector = Detector.new(DetectorConfig(**settings), description["class_names"], description["attribute_names"])
-    detector.modules.load_state_dict(load_file(Path(folder) / "weights.safetensors"))
+    "The detector that `save_detector` wrote into `folder`; CheckpointError if its files are damaged, or not of one detector."
+    detector = _described(Path(folder) / "detector.json")
+    tensors = open_tensors(Path(folder) / "weights.safetensors")
+    weights = {name: tensors.read(name) for name in tensors.shapes}
+    try:
+        detector.modules.load_state_dict(weights)
+        if odd := [name for name, tensor in weights.items() if not tensor.isfinite().all()]: raise ValueError(f"{odd[0]} is not finite")
+    except (RuntimeError, ValueError) as error:  # the former of other names, shapes and kinds
+        problem = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{folder}/weights.safetensors: not the weights of detector.json beside it ({problem})") from None
     return detector

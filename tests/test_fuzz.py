@@ -1,0 +1,40 @@
+"Readers of every kind of file are given damaged ones: what they say is what is written, or one error that names the file."
+import os
+import shutil
+
+import pytest
+
+from faults import fuzzing
+
+
+@pytest.fixture(scope="module", autouse=True)
+def miniature_world(tmp_path_factory):
+    fuzzing.WORLD = tmp_path_factory.mktemp("miniature") / f"world{os.getpid()}"
+    yield
+    shutil.rmtree(fuzzing.WORLD, ignore_errors=True)
+
+
+FEWER = {"checkpoint": 6, "leak lists": 15, "model": 15, "weights.bin": 15, "weights.safetensors": 15}  # they take longer than the others
+
+
+@pytest.mark.parametrize("target", fuzzing.TARGETS)
+def test_a_damaged_file_is_read_as_it_is_or_named(target):
+    wrong, ends = fuzzing.findings(target, range(FEWER.get(target, 28)))
+    assert wrong == [] and ends
+
+
+def test_another_result_an_error_without_a_name_and_a_lost_process_are_found(tmp_path, monkeypatch):
+    "The harness itself: each of what it is to find, once."
+    def read(folder):
+        content = (folder / "file.txt").read_text()
+        if content == "good\n": return content
+        if len(content) % 3 == 0: os.abort()
+        raise {1: ValueError, 2: KeyError}[len(content) % 3]("no name")
+    monkeypatch.setitem(fuzzing.TARGETS, "bad", fuzzing.Target(lambda folder: (folder / "file.txt").write_text("good\n"), read))
+    ends = {end for *_, end in fuzzing.outcomes("bad", range(60))}
+    assert {"lost: status -6", "ValueError names no file: no name"} <= ends and any(end.startswith("KeyError at") for end in ends)
+
+
+def test_a_seed_makes_the_same_damage_again():
+    one, other = (fuzzing.outcomes("word lists", [3, 7]) for _ in range(2))
+    assert one == other
