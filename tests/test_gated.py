@@ -541,6 +541,14 @@ def test_published_sizes_are_those_of_the_controlled_comparison(name):
     assert EncoderConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_a_saved_model_says_which_encoder_it_is(tmp_path):
+    begins = {}
+    for name in ARCHITECTURES:
+        TwelveInOne(gated(name, "tiny"), {}).save_pretrained(tmp_path / name)
+        begins[name] = (tmp_path / name / "README.md").read_text().split("---")[2].split(" as in")[0].strip()
+    assert list(begins.values()) == ["A ViLBERT", "An LXMERT", "A UNITER", "A VisualBERT", "A VL-BERT"]
+
+
 @pytest.mark.parametrize("overrides, message", [
     (dict(sublayers=("tt tv",)), "sublayers"), (dict(sublayers=("vt tt",)), "sublayers"),
     (dict(sublayers=("tt shared",)), "shares nothing"),

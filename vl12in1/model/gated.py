@@ -108,6 +108,10 @@ class GatedConfig(EncoderConfig, architecture="gated"):
     initializer_range: float = 0.02
 
     @property
+    def title(self) -> str:
+        return "ViLBERT" if self.embeddings == "vilbert" else self.embeddings.upper().replace("VISUAL", "Visual")
+
+    @property
     def text_width(self) -> int: return self.text_hidden
 
     @property
