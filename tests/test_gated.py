@@ -583,3 +583,18 @@ def test_published_files_of_vilbert_are_still_read_by_their_own_reader():
     model, _ = read_published(small / "weights.safetensors", small / "config.json")
     assert model.config.architecture == "vilbert"
     assert to_volta_config(gated("uniter"))["image_embeddings"] == "uniter"
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@torch.no_grad()
+def test_other_types_of_numbers_compute_the_same(name, dtype):
+    "As the type of a model, and where the machine chooses it for products alone."
+    expected, batch = model_of(name)(batch_of()), batch_of()
+    model = TwelveInOne(model_of(name).config, model_of(name).vocabularies).eval()
+    model.load_state_dict(model_of(name).state_dict())
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16): chosen = model(batch)
+    inputs = dict(features=batch.features.to(dtype), spatials=batch.spatials.to(dtype))
+    atol = .3 if dtype == torch.bfloat16 else 1e-4
+    torch.testing.assert_close(chosen, expected, rtol=0, atol=atol)
+    torch.testing.assert_close(model.to(dtype)(replace(batch, **inputs)), expected, rtol=0, atol=atol, check_dtype=False)
