@@ -526,6 +526,17 @@ def test_they_are_trained_saved_and_looked_into(name, tmp_path):
     assert len(vectors) == 2 + sum("image" in LAYERS[kind] for kind, _ in model.encoder.order)
 
 
+@every
+def test_heads_that_look_evenly_have_all_the_entropy_that_there_can_be(name, tmp_path):
+    "Whether a stream asks one or both at once."
+    model = toy.trainer(tmp_path, preset="tiny" if name in ("ours", "vilbert") else f"{name}_tiny").model.eval()
+    for key, parameter in model.named_parameters():
+        if "query_in" in key: parameter.data.zero_()
+    shared = toy.sources(tmp_path)
+    heads = head_measures(model, Examples("refcoco", toy.frames(shared)["refcoco"]["test"], shared), toy.CPU)
+    assert (heads.entropy - 1).abs().max() < 1e-5 and (heads["[CLS]"] - heads["[CLS], if even"]).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("size", ["miniature", "tiny"])
 def test_presets_have_as_many_weights_as_vilbert(name, size):
