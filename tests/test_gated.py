@@ -526,6 +526,17 @@ def test_they_are_trained_saved_and_looked_into(name, tmp_path):
     assert len(vectors) == 2 + sum("image" in LAYERS[kind] for kind, _ in model.encoder.order)
 
 
+@every
+def test_heads_that_look_evenly_have_all_the_entropy_that_there_can_be(name, tmp_path):
+    "Whether a stream asks one or both at once."
+    model = toy.trainer(tmp_path, preset="tiny" if name in ("ours", "vilbert") else f"{name}_tiny").model.eval()
+    for key, parameter in model.named_parameters():
+        if "query_in" in key: parameter.data.zero_()
+    shared = toy.sources(tmp_path)
+    heads = head_measures(model, Examples("refcoco", toy.frames(shared)["refcoco"]["test"], shared), toy.CPU)
+    assert (heads.entropy - 1).abs().max() < 1e-5 and (heads["[CLS]"] - heads["[CLS], if even"]).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("size", ["miniature", "tiny"])
 def test_presets_have_as_many_weights_as_vilbert(name, size):
@@ -539,6 +550,14 @@ def test_published_sizes_are_those_of_the_controlled_comparison(name):
     assert (config.text_hidden, config.pooled_width, config.classifier_width) == (768, 1024, 1536)
     assert len(config.sublayers) == {"vilbert": 36, "lxmert": 33}.get(name, 24)
     assert EncoderConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_saved_model_says_which_encoder_it_is(tmp_path):
+    begins = {}
+    for name in ARCHITECTURES:
+        TwelveInOne(gated(name, "tiny"), {}).save_pretrained(tmp_path / name)
+        begins[name] = (tmp_path / name / "README.md").read_text().split("---")[2].split(" as in")[0].strip()
+    assert list(begins.values()) == ["A ViLBERT", "An LXMERT", "A UNITER", "A VisualBERT", "A VL-BERT"]
 
 
 @pytest.mark.parametrize("overrides, message", [
@@ -575,3 +594,18 @@ def test_published_files_of_vilbert_are_still_read_by_their_own_reader():
     model, _ = read_published(small / "weights.safetensors", small / "config.json")
     assert model.config.architecture == "vilbert"
     assert to_volta_config(gated("uniter"))["image_embeddings"] == "uniter"
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@torch.no_grad()
+def test_other_types_of_numbers_compute_the_same(name, dtype):
+    "As the type of a model, and where the machine chooses it for products alone."
+    expected, batch = model_of(name)(batch_of()), batch_of()
+    model = TwelveInOne(model_of(name).config, model_of(name).vocabularies).eval()
+    model.load_state_dict(model_of(name).state_dict())
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16): chosen = model(batch)
+    inputs = dict(features=batch.features.to(dtype), spatials=batch.spatials.to(dtype))
+    atol = .3 if dtype == torch.bfloat16 else 1e-4
+    torch.testing.assert_close(chosen, expected, rtol=0, atol=atol)
+    torch.testing.assert_close(model.to(dtype)(replace(batch, **inputs)), expected, rtol=0, atol=atol, check_dtype=False)

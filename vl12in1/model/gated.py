@@ -45,8 +45,9 @@ def alternating(text: int, crossings: int) -> tuple[str, ...]:
     return ("tt", "t") * text + ("tv vt", "t v", "tt vv", "t v") * crossings
 
 def crossing(text: int, image: int, crossings: int) -> tuple[str, ...]:
-    "LXMERT: blocks of text beside blocks of image; then all of both in one layer, with the same weights for both ways of asking."
-    return ("tt vv", "t v") * image + ("tt", "t") * (text - image) + ("tv vt shared", "tt vv", "t v") * crossings
+    "LXMERT: blocks of text beside blocks of image; then each stream asks the other, both with the same weights, and itself."
+    apart = ("tt vv", "t v") * min(text, image) + ("tt", "t") * (text - image) + ("vv", "v") * (image - text)
+    return apart + ("tv vt shared", "tt vv", "t v") * crossings
 
 def single(layers: int) -> tuple[str, ...]:
     "UNITER, VisualBERT, VL-BERT: everything asks everything, with the same weights."
@@ -105,6 +106,10 @@ class GatedConfig(EncoderConfig, architecture="gated"):
     hidden_word: str = "no"
     batching: str = "apart"
     initializer_range: float = 0.02
+
+    @property
+    def title(self) -> str:
+        return "ViLBERT" if self.embeddings == "vilbert" else self.embeddings.upper().replace("VISUAL", "Visual")
 
     @property
     def text_width(self) -> int: return self.text_hidden

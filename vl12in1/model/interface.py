@@ -200,6 +200,11 @@ class EncoderConfig:
         self.check()
 
     @property
+    def title(self) -> str:
+        "Its architecture as people write it."
+        return self.architecture
+
+    @property
     def classifier_width(self) -> int:
         "Inner width of the larger heads."
         return 2 * self.pooled_width

@@ -134,7 +134,7 @@ def check_depth(config, shapes, source):
 CARD = """---
 {{ card_data }}
 ---
-A ViLBERT as in 12-in-1 (Lu et al., CVPR 2020). `config.json` names its class in `vl12in1.model`; open it with `from_pretrained`,
+{{ encoder }} as in 12-in-1 (Lu et al., CVPR 2020). `config.json` names its class in `vl12in1.model`; open it with `from_pretrained`,
 or ask it with `vl12in1.Predictor.from_pretrained`.
 
 | it learned | from | examples |
@@ -200,7 +200,10 @@ class SavedModel(ModelHubMixin, library_name="vl12in1", tags=["vision-language",
         write_tensors(self.state_dict(), save_directory / "model.safetensors")
         write_assets(self.assets, save_directory)
         detector = self.assets.regions.get("extractor", {}).get("name", "")
-        self.generate_model_card(learned=self.assets.data, detector=detector).save(save_directory / "README.md")
+        name = self.config.title if hasattr(self, "config") else type(self).__name__
+        encoder = f"An {name}" if name == "LXMERT" else f"A {name}"
+        card = self.generate_model_card(encoder=encoder, learned=self.assets.data, detector=detector)
+        card.save(save_directory / "README.md")
 
     @classmethod
     def from_pretrained(cls, source, **options):

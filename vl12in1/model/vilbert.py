@@ -76,6 +76,9 @@ class ViLBERTConfig(EncoderConfig, architecture="vilbert"):
     def tiny(cls, **overrides): return cls(**MINIATURE | TINY | overrides)
 
     @property
+    def title(self) -> str: return "ViLBERT"
+
+    @property
     def text_width(self) -> int: return self.text_hidden
 
     @property

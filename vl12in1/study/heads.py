@@ -101,6 +101,12 @@ def _head_rows(measured: dict[str, torch.Tensor]) -> pd.DataFrame:
     return pd.DataFrame(columns).assign(head=np.tile(np.arange(heads) + 1, pairs))
 
 
+def _own_part(maps: torch.Tensor) -> torch.Tensor:
+    "Maps whose rows sum to 1: where a stream asks both at once, how it divides what it gives to this one."
+    total = maps.sum(-1, keepdim=True)
+    return maps if (total > .999).all() else maps / total.clamp(min=1e-9)
+
+
 def _pair_measures(
     maps: dict,    # as `Encoded.attention` holds them
     batch: Batch,  # the `Batch` of P pairs that was read
@@ -113,7 +119,7 @@ def _pair_measures(
     tables = []
     for name, (asking, asked) in STREAMS.items():
         for layer, weights in enumerate(maps[name], 1):
-            measured = measures(weights.float(), masks[asking], masks[asked], marks[asked])
+            measured = measures(_own_part(weights.float()), masks[asking], masks[asked], marks[asked])
             tables.append(_head_rows(measured).assign(map=name, layer=layer))
     return pd.concat(tables)
 
