@@ -16,7 +16,7 @@ from PIL import Image
 import toy
 from faults.children import forked
 from vl12in1.command import main, parser
-from vl12in1.endings import one_line
+from vl12in1.endings import ending, one_line
 from vl12in1.model import TwelveInOne, ViLBERTConfig
 from vl12in1.model.checkpoints import write_published
 from vl12in1.world import WorldConfig, write_world
@@ -100,10 +100,11 @@ GOOD = {name: [each.replace("@", "") for each in arguments] for name, arguments 
 
 def interrupted(arguments, moment):
     "The command, to which Ctrl-C comes after so many seconds."
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Timer(moment, os.kill, (os.getpid(), signal.SIGINT)).start()
-    main(arguments)
-    time.sleep(moment)
+    with ending("vl12in1"):  # it may come before the command has begun, and after it has ended
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        threading.Timer(moment, os.kill, (os.getpid(), signal.SIGINT)).start()
+        main(arguments)
+        time.sleep(moment)
 
 
 @pytest.mark.parametrize("moment", [.001, .01, .1])
