@@ -76,7 +76,7 @@ def test_a_file_without_records_is_refused(tmp_path, text):
 def test_memory_does_not_grow_with_the_file(tmp_path):
     file = tmp_path / "long.json"
     file.write_text(json.dumps({"rows": [{"id": number, "text": "x" * 200} for number in range(20_000)]}))
-    with mock.patch.object(frames, "PIECE", 2 ** 14), mock.patch.object(frames, "BLOCK", 2 ** 6):
+    with mock.patch.multiple(frames, PIECE=2 ** 14, BLOCK=2 ** 6, ZEROS=bytes(2 ** 13)):
         tracemalloc.start()
         count = sum(len(block.rows) for block in read_blocks(file, "rows"))
         peak = tracemalloc.get_traced_memory()[1]
