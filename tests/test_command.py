@@ -39,6 +39,7 @@ def desk(tmp_path_factory):
              bbox=np.float32([[0, 0, 32, 24]]))
     (folder / "boxes.json").write_text('{"album:one": [[0, 0, 30, 20]]}')
     (folder / "seen.txt").write_text("1\n2\n")
+    (folder / "drop.json").write_text('{"coco": ["1"]}')
     (folder / "reports").mkdir()
     (folder / "reports/index.csv").write_text("claim,verdict,difference,difference_low,difference_high\nmore,holds,1.5,.5,2.5\n")
     return folder
@@ -53,7 +54,9 @@ COMMANDS = {  # arguments, in which @ stands before a file or a folder that is r
     "the model": ["answer", "one.png", "the ball", "--model", "@model", *EYES],
     "the detector": ["answer", "one.png", "the ball", "--model", "model", "--detector", "@detector"],
     "verify a store": ["verify", "@store"], "demo": ["demo", "--model", "@model", *EYES],
-    "compare": ["compare", "@reports", "reports"], "leaks": ["leaks", "@two"],
+    "compare": ["compare", "@reports", "reports"], "doctor": ["doctor", "@two"],
+    "leaks": ["leaks", "@two"], "leaks --drop": ["leaks", "two", "--drop", "@drop.json"],
+    "leaks --detector": ["leaks", "two", "--detector", "@seen.txt"],
     "features": ["features", "@published", "new", "--data", "two"],
     "features --data": ["features", "published", "new", "--data", "@two"], "extract": ["extract", "@album", "new", *EYES],
     "extract --boxes": ["extract", "album", "new", *EYES, "--boxes", "@boxes.json"],
@@ -67,7 +70,7 @@ FAULTS = {
     "noise": lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)),
     "a folder of noise": lambda path: (path.mkdir(), (path / "config.json").write_bytes(b"\xff\x00\n\x1b[2J")),
     "an empty folder": lambda path: path.mkdir(), "below a file": lambda path: None, "a link to itself": lambda path: path.symlink_to(path)}
-FINE = {("features --data", "an empty folder"), ("features --data", "a folder of noise")}
+FINE = {(command, folder) for command in ("doctor", "features --data") for folder in ("an empty folder", "a folder of noise")}
 
 
 def one_error(ended, *names):
@@ -90,7 +93,7 @@ def test_what_a_command_cannot_use_is_one_line(command, fault, desk, tmp_path, m
 
 def test_every_command_is_tried():
     (commands,) = [action.choices for action in parser()._actions if action.choices]
-    assert set(commands) - {arguments[0] for arguments in COMMANDS.values()} == {"plan", "why", "doctor"}
+    assert set(commands) - {arguments[0] for arguments in COMMANDS.values()} == {"plan", "why"}
 
 
 # ---- whoever stops it, and whoever does not listen

@@ -69,7 +69,9 @@ def _lists(file: Path, collection) -> dict[str | None, list]:
         regular(file)
         return {collection: np.lib.format.open_memmap(file, mode="r").ravel().tolist()}
     if file.suffix == ".json": return _listed(read_json(file), collection)
-    with text_lines(file) as lines: return {collection: [line.decode().strip() for line in lines if line.strip()]}
+    with text_lines(file) as lines: names = [line.decode().strip() for line in lines if line.strip()]
+    if not names: raise ValueError("nothing in it; expected a name a line")
+    return {collection: names}
 
 # %% ../nbs/38a_leaks.ipynb #1ef69fc3
 def _keys_of(name, collection, identity) -> set[str]:

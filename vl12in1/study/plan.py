@@ -79,7 +79,7 @@ def plan_text(study: dict, rates: dict[str, float], device: str) -> str:
         raise ValueError(f"profile {study['profile']}: rates were measured with the published model, not with {study['model']}; "
                          "a complete run leaves how long it took in reports/benchmarks/")
     table, answers = plan(study, rates), {"vqa": 3129, "gqa": 1533}
-    fraction = study["training"]["common"]["batch_fraction"]
+    fraction = study["training"]["common"].get("batch_fraction", TrainingConfig.batch_fraction)
     parameters, memory = training_bytes(configuration(study, None), answers, 101, fraction)
     trains = ~table.index.str.startswith("test")
     models, weights = table.models[trains].sum(), 4 * parameters / 2 ** 30
