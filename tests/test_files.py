@@ -98,8 +98,8 @@ def laughs(items, depth):
 
 HOSTILE = {
     "a call": (pickle.dumps([os.getcwd], 2), "posix.getcwd"),
-    "a call of old": (b"cos\nsystem\n(S'touch executed'\ntR.", "os.system"),
-    "an instance": (b"(S'touch executed'\nios\nsystem\n.", "KeyError"),
+    "a call of old": (b"cos\nsystem\n(S'touch PWNED'\ntR.", "os.system"),
+    "an instance": (b"(S'touch PWNED'\nios\nsystem\n.", "KeyError"),
     "a list of lists": (laughs(lambda value: [value] * 10, 24), "no relation"),
     "a tuple of tuples": (laughs(lambda value: (value, value), 40), "no relation"),
     "a dictionary of dictionaries": (laughs(lambda value: {"a": value, "b": value}, 40), "no relation"),
@@ -129,7 +129,7 @@ HOSTILE = {
 def test_hostile_pickles_are_one_error(case):
     data, reason = HOSTILE[case]
     with pytest.raises(ValueError, match="its pickle") as caught: plain_pickle(data)
-    assert reason in str(caught.value) and not Path("executed").exists()
+    assert reason in str(caught.value) and not Path("PWNED").exists()
 
 
 def test_pages_of_the_memo_that_were_not_written_take_no_room():

@@ -106,7 +106,7 @@ ELSEWHERE = {  # what each command is told, and what it says where there is neit
     "doctor": "start this inside a checkout of the study", "plan": "start this inside a checkout of the study",
     "why reports/index.md": "start this inside a checkout of the study",
     "compare theirs": "give a folder of reports, such as reports/ of a checkout", "leaks": "data: no corpus there",
-    "features pictures store": "not one image to import", "extract pictures store": "pictures: no pictures in this folder",
+    "features pictures store": "pictures: no such folder", "extract pictures store": "pictures: no pictures in this folder",
     "inspect weights.bin": "weights.bin", "convert weights.bin folder --config model.json": "weights.bin",
     "verify store": "store: no manifest.json", "demo": MODEL, "answer photo.png what": MODEL, "ground photo.png ball": MODEL,
     "choose photo.png what --boxes 1,2,3,4": MODEL, "entail photo.png ball": MODEL, "verify a.png b.png ball": MODEL,
