@@ -52,6 +52,14 @@ def test_other_seeds_are_reproduced_and_another_recipe_is_not(tmp_path):
     assert lines[0] == "reproduced: 2 of 4 cells, 1 of 1 verdicts" and all("more than seeds explain" in line for line in lines[1:])
 
 
+def test_with_one_seed_what_differs_is_not_called_reproduced(tmp_path):
+    ours, theirs = study(tmp_path / "a", 0, seeds=1), study(tmp_path / "b", 1, seeds=1)
+    assert comparison_report(ours, ours) == "reproduced: 4 of 4 cells, 1 of 1 verdicts"
+    first, second = comparison_report(ours, theirs).splitlines()
+    assert first == "reproduced: 0 of 4 cells, 1 of 1 verdicts"
+    assert second.startswith("4 cells differ, and no run of either has several seeds")
+
+
 def test_a_verdict_that_changed_is_named(tmp_path):
     ours, theirs = study(tmp_path / "a"), study(tmp_path / "b", verdict="does not hold")
     assert "more is better: does not hold (+10.0) -> holds (+10.0)" in comparison_report(ours, theirs)

@@ -102,8 +102,10 @@ def comparison_report(ours: Path, theirs: Path) -> str:
     cells = compare_cells(here, there)
     verdicts = compare_verdicts(ours / "index.csv", theirs / "index.csv")
     changed = verdicts[verdicts.verdict_ours != verdicts.verdict_theirs]
-    lines = [f"reproduced: {(~cells.differs).sum()} of {len(cells)} cells, {len(verdicts) - len(changed)} of {len(verdicts)} verdicts"]
-    if cells.p.isna().any(): lines.append("no run of either has several seeds, so what differs cannot be judged")
+    unjudged = cells.p.isna() & (cells.ours != cells.theirs)
+    counts = (~cells.differs & ~unjudged).sum(), len(cells), len(verdicts) - len(changed), len(verdicts)
+    lines = ["reproduced: {} of {} cells, {} of {} verdicts".format(*counts)]
+    if unjudged.any(): lines.append(f"{unjudged.sum()} cells differ, and no run of either has several seeds to judge that by")
     lines += [f"  {row.run}, {row.model}, {row.task}: {row.theirs:.1f} -> {row.ours:.1f}, more than seeds explain (p = {row.p:.3f})"
               for row in cells[cells.differs].itertuples()]
     lines += [f"  {row.Index}: {row.verdict_theirs} ({row.difference_theirs:+.1f}) -> {row.verdict_ours} ({row.difference_ours:+.1f})"
