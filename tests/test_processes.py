@@ -90,7 +90,8 @@ def test_two_processes_do_what_one_does(tmp_path, gradients):
     exact = ["iteration", "task", "steps", "score", "stopped"]
     assert one[exact].equals(two[exact]) and one.stopped.any()
     assert (one.loss - two.loss).abs().max() <= 1e-5 * one.loss.max()
-    for name in weights: torch.testing.assert_close(others[name], weights[name], rtol=1e-3, atol=1e-5, msg=name)
+    noise = "heads.match.classifier.bias"  # the same for all that are chosen among: its gradient is what rounding leaves of nothing
+    for name in weights.keys() - {noise}: torch.testing.assert_close(others[name], weights[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.slow

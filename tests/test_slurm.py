@@ -1,5 +1,6 @@
 """What is written for Slurm, handed to a program that does with it what Slurm does."""
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from vl12in1.study import slurm
 
+ROOT = Path(__file__).resolve().parents[1]
 SBATCH = """#!/bin/bash
 # Runs every job of an array at once, as a queue with room would, and says the number of the array.
 echo "$@" >> "$LOG"
@@ -31,6 +33,8 @@ STAGES = """stages:
 def study(tmp_path, monkeypatch):
     "A small repository of DVC in place of the study, and the stand-in for Slurm on the path."
     (tmp_path / "dvc.yaml").write_text(STAGES)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
     for command in (["git"], [sys.executable, "-m", "dvc"]): subprocess.run([*command, "init", "--quiet"], cwd=tmp_path, check=True)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/sbatch").write_text(SBATCH)

