@@ -264,7 +264,8 @@ def find_cell(path: Path, first: str, second: str) -> CsvCell:
 
 # %% ../../nbs/85a_provenance.ipynb #rendered
 def rendered(stage: str) -> dict[str, bytes]:
-    "The `.md` and `.csv` files that a stage of tables or figures writes, made again from what it reads: path -> content."
+    """The `.md` and `.csv` files that a stage of tables or figures writes, made again from what it reads: path -> content. ValueError if
+    that is damaged."""
     here = root()
     paths = [path for path, maker in outputs().items() if maker == stage]
     with tempfile.TemporaryDirectory() as folder:
@@ -273,14 +274,18 @@ def rendered(stage: str) -> dict[str, bytes]:
         for file in [*here.iterdir(), *(here / "reports").iterdir()]:
             path = file.relative_to(here)
             if str(path) not in ("reports", *paths): (copy / path).symlink_to(file)
-        with contextlib.chdir(copy): exec(code_view(here / f"nbs/study/{stage}.ipynb"), {"__name__": stage})
+        try:
+            with contextlib.chdir(copy): exec(code_view(here / f"nbs/study/{stage}.ipynb"), {"__name__": stage})
+        except ValueError as error: raise ValueError(str(error).replace(f"{copy}/", "")) from None
         return {path: (copy / path).read_bytes() for path in paths if path.endswith((".md", ".csv"))}
 
 # %% ../../nbs/85a_provenance.ipynb #unlike
 def unlike(stage: str) -> list[str]:
     "Tables of a stage that are not what it makes of the files it reads: a line for each, with the first line that is different."
     lines = []
-    for path, content in rendered(stage).items():
+    try: made = rendered(stage)
+    except ValueError as error: return [f"{stage}: cannot be made again; {error}"]
+    for path, content in made.items():
         file = root() / path
         there, again = (text.decode().splitlines() for text in (file.read_bytes() if file.exists() else b"", content))
         if there == again: continue
