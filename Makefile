@@ -63,7 +63,7 @@ benchmark: .venv/ready
 
 faults: .venv/ready
 	@echo "make faults: a study killed a hundred times, work without disk and memory, 100,000 damaged files; an hour"
-	python -m vl12in1.study.notebooks run benchmark_faults
+	python -m vl12in1.study.notebooks run benchmark_faults kills=100 trials=30 inputs=2500
 	@cat reports/benchmarks/faults.md
 
 demo: .venv/demo

@@ -262,7 +262,7 @@ def test_dirt_is_found():
         assert complaint in found
 
 
-PIPELINE = (ROOT / "dvc.yaml").read_text()
+PIPELINE = (ROOT / "dvc.yaml").read_text() + (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
