@@ -14,7 +14,8 @@ def given(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("job", jobs.JOBS)
 def test_disturbed_work_leaves_the_same_bytes_in_the_end(job, given):
-    ends = {end for *_, end in jobs.trials(job, given, 2)}
+    "What comes at random moments needs many trials: make faults has them."
+    ends = {end for *_, end in jobs.trials(job, given, 2, jobs.FAULTS.keys() - {"killed", "interrupted"})}
     assert ends <= {"same bytes", "one clear error"}
 
 
