@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fuzz import places
+
 LONG = "9" * 5000
 HOSTILE = [None, True, -1, 0, 1, 0.5, -0.0, 1e308, float("nan"), float("inf"), 2 ** 31, 2 ** 63, -2 ** 63, 10 ** 400, "", " ", "0", "-1",
            "nan", "1e309",
@@ -61,19 +63,11 @@ BLIND = [flip, flip, flip, set_bytes, cut, cut, cut_at_line, lose, zeros, append
 
 # ---- nests of lists and dictionaries
 
-def ways(content, way=()):
-    "The way to every value inside of a nest."
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    for step, value in items:
-        yield (*way, step)
-        yield from ways(value, (*way, step))
-
-
 def edit_nest(random, content):
     "The nest with one place of it replaced, deleted, given twice or given to another; `content` is changed."
-    places = list(ways(content))
-    if not places: return random.choice(HOSTILE)
-    *way, last = random.choice(places)
+    ways = list(places(content))
+    if not ways: return random.choice(HOSTILE)
+    *way, last = random.choice(ways)
     target = content
     for step in way: target = target[step]
     edit = random.choice(["replace", "replace", "replace", "delete", "twice", "type", "swap", "deep"])
