@@ -26,7 +26,7 @@ def end_with_parent() -> None:
     "Have the system kill this process when the one that started it ends, however that happens."
     parent = os.getppid()
     if LIBC: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    elif hasattr(os, "getppid"): threading.Thread(target=_look, args=[parent], daemon=True).start()
+    else: threading.Thread(target=_look, args=[parent], daemon=True).start()
 
 def end_with_study() -> None:
     "The same for a process that DVC or `torchrun` has started; one that somebody started by hand outlives the terminal as usual."
