@@ -1,5 +1,5 @@
 """Runs: what an entry of the grid may say, what becomes of it, and what it leaves."""
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -9,9 +9,9 @@ from hypothesis import given, strategies as st
 
 import toy
 from vl12in1.model import TwelveInOne, ViLBERTConfig
-from vl12in1.model.heads import TOKENS
+from vl12in1.model.heads import TOKENS, with_tasks
 from vl12in1.model.vilbert import published_task_tokens
-from vl12in1.tasks import TASKS
+from vl12in1.tasks import MORE, TASKS
 from vl12in1.evaluation.records import read_item_scores, write_item_scores
 from vl12in1.training.runs import (Run, all_seeds, easiest_first, equal_iterations, make_trainer, parent, part_of, read_examples,
                                    read_grid, run_of, serves, weights)
@@ -290,6 +290,45 @@ def test_a_run_keeps_the_tokens_it_begins_with(tmp_path, tokens):
     examples = read_examples(Run("scratch", "multi"), toy.frames(shared), shared)
     again = make_trainer(Run("scratch", "multi", tokens=tokens), TOY, 1, own, examples, TRAINING, tmp_path / "b", machine=toy.CPU).model
     assert all(torch.equal(state[name], tensor) for name, tensor in again.state_dict().items())
+
+
+# --- tasks beyond the twelve
+
+@pytest.fixture
+def riddle(monkeypatch):
+    monkeypatch.setitem(MORE, "riddle", replace(TASKS["snli_ve"], name="riddle"))
+    monkeypatch.setitem(MORE, "poll", replace(TASKS["vqa"], name="poll", vocabulary="poll"))
+
+
+@pytest.mark.parametrize("tokens, row", [("task", [("riddle",)]), ("head", [("riddle",)]), ("none", [])])
+def test_a_model_grows_by_the_tasks_that_its_run_names(riddle, tmp_path, tokens, row):
+    shared = toy.sources(tmp_path)
+    splits = toy.frames(shared)
+    examples = read_examples(Run("scratch", "multi"), splits | {"riddle": splits["snli_ve"]}, shared)
+    settings = dict(vocab_size=len(toy.WORDS), feature_dim=8)
+    def made(*tasks):
+        torch.manual_seed(3)
+        model = TwelveInOne(ViLBERTConfig.tiny(**settings), {"vqa": 2, "gqa": 2})
+        run = Run("scratch", "multi", tokens=tokens)
+        return make_trainer(run, tasks, 0, model, examples, TRAINING, tmp_path / "run", machine=toy.CPU).model
+    few, more = made("vqa"), made("vqa", "riddle")
+    assert "more" not in few.settings() and more.more == ("riddle",)[:len(row)]
+    assert more.config.task_tokens == (*few.config.task_tokens, *row)
+    known = few.state_dict()
+    assert all(torch.equal(tensor[:len(known[name])], known[name]) for name, tensor in more.state_dict().items() if name in known)
+    more.save_pretrained(tmp_path / "model")
+    again = TwelveInOne.from_pretrained(tmp_path / "model")
+    assert again.more == more.more and again.head("riddle") is again.head("snli_ve")
+
+
+def test_only_whoever_names_a_task_beyond_the_twelve_gets_it(riddle):
+    assert Run("scratch", "multi").tasks() == {"all": tuple(TASKS)}
+    named = Run.of("own", dict(init="scratch", kind="multi", seeds="side", models={"own": ["riddle", "G4"]}))
+    assert named.tasks() == {"own": ("nlvr2", "snli_ve", "riddle")}
+    model = TwelveInOne(ViLBERTConfig.tiny(), {"vqa": 2})
+    with pytest.raises(ValueError, match="needs the vocabulary 'poll'"): model.head("poll")
+    assert with_tasks(model, ["poll"], {"poll": 5}).head("poll").classifier[-1].out_features == 5
+    with pytest.raises(ValueError, match="more \\['riddles'\\]: not in"): TwelveInOne(ViLBERTConfig.tiny(), {}, ["riddles"])
 
 
 # --- the reports of runs, damaged

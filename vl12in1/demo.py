@@ -24,7 +24,7 @@ from .predictor import Predictor
 from .predictor.asking import add_sources, model_of
 from .predictor.drawing import heat_of, small
 from .regions.detector import as_picture
-from .tasks import TASKS
+from .tasks import ASKABLE
 
 # %% ../nbs/67_demo.ipynb #gallery-of
 def gallery_of(folder, count=12) -> list[np.ndarray]:
@@ -85,9 +85,9 @@ def replies(
     second=None,           # the other picture of a statement about two
     others: list = (),     # pictures among which a caption looks for this one
 ) -> dict[str, Reply]:
-    "What each task that the model learned says, in the order of `TASKS`. ValueError for no text, warnings for what is cut of one."
-    learned = [name for name in TASKS if name in predictor.assets.tasks]
-    return {name: REPLIES[TASKS[name].head](predictor, name, picture, text, second, others) for name in learned}
+    "What each task that the model learned says, in the order of the task table. ValueError for no text, warnings for what is cut of one."
+    learned = [name for name in ASKABLE if name in predictor.assets.tasks]
+    return {name: REPLIES[ASKABLE[name].head](predictor, name, picture, text, second, others) for name in learned}
 
 # %% ../nbs/67_demo.ipynb #table-of
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # of grounding tasks; Okabe and Ito
@@ -100,7 +100,7 @@ def row_of(name, reply, colours) -> str:
     "A task and its reply, as a row of a table."
     mark = f'<span class="mark" style="background:{colours[name]}"></span>' if name in colours else ""
     bar = "" if reply.score is None else f'<meter value="{reply.score:.3f}"></meter> {reply.score:.2f}'
-    return f"<tr><th>{escape(TASKS[name].title)}</th><td>{mark}{escape(reply.words)}</td><td>{bar}</td></tr>"
+    return f"<tr><th>{escape(ASKABLE[name].title)}</th><td>{mark}{escape(reply.words)}</td><td>{bar}</td></tr>"
 
 def table_of(said, notes=()) -> str:
     "All replies side by side, and `notes` below."

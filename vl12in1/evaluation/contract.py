@@ -13,17 +13,17 @@ from functools import partial
 import torch
 
 from ..examples.batches import Examples, Sources
-from ..model.heads import HEADS
-from ..tasks import TASKS
+from ..model.heads import HEADS, with_tasks
+from ..tasks import ASKABLE
 from ..training.feed import generator
 from ..training.trainer import build_model
 
 # %% ../../nbs/64_contract.ipynb #row-rule
 def row_rule(task: str, splits: dict, sources: Sources) -> Iterator[str]:
     "The row of the task table."
-    row = TASKS.get(task)
-    if row is None: return (yield f"no row {task!r} in TASKS")
-    if row.name != task: yield f"TASKS[{task!r}] calls itself {row.name!r}"
+    row = ASKABLE.get(task)
+    if row is None: return (yield f"no row {task!r} in TASKS or MORE")
+    if row.name != task: yield f"the row of {task!r} calls itself {row.name!r}"
     if row.head not in HEADS: return (yield f"no head {row.head!r}; there are {', '.join(HEADS)}")
     if bool(row.vocabulary) != HEADS[row.head].vocabulary: yield f"head {row.head!r} with vocabulary {row.vocabulary!r}"
     if row.vocabulary and row.vocabulary not in sources.vocabularies: yield f"no vocabulary {row.vocabulary!r} in sources"
@@ -38,7 +38,7 @@ def _examples_of(frame, head):
 
 def frame_rule(task: str, splits: dict, sources: Sources) -> Iterator[str]:
     "The example frames."
-    head = HEADS[TASKS[task].head]
+    head = HEADS[ASKABLE[task].head]
     wanted = [sorted({"uid", "images", "text"} | columns) for columns in head.columns]
     for split in ("train", "val", "test"):
         frame = splits.get(split)
@@ -89,14 +89,14 @@ def batch_rule(task: str, splits: dict, sources: Sources) -> Iterator[str]:
         if credits and seeds and not one.targets.any(): yield f"{split}: nothing is right in the first {len(rows)} examples"
 
 # %% ../../nbs/64_contract.ipynb #tiny
-def _tiny(sources):
-    "A small model for what `sources` hold."
+def _tiny(task, sources):
+    "A small model for a task and what `sources` hold."
     torch.manual_seed(0)
-    return build_model(sources, "tiny")
+    return with_tasks(build_model(sources, "tiny"), [task], {})
 
 def model_rule(task: str, splits: dict, sources: Sources) -> Iterator[str]:
     "Logits, loss and scores of the first examples."
-    model, examples = _tiny(sources).eval(), Examples(task, splits["test"].head(64), sources)
+    model, examples = _tiny(task, sources).eval(), Examples(task, splits["test"].head(64), sources)
     head, rows = model.head(task), range(min(4, len(examples)))
     with torch.no_grad():
         batch = examples.batch(rows)
@@ -109,7 +109,7 @@ def model_rule(task: str, splits: dict, sources: Sources) -> Iterator[str]:
 
 def learning_rule(task: str, splits: dict, sources: Sources, steps: int = 60) -> Iterator[str]:
     "Whether the loss of one training batch falls by a third."
-    model, examples = _tiny(sources), Examples(task, splits["train"].head(64), sources)
+    model, examples = _tiny(task, sources), Examples(task, splits["train"].head(64), sources)
     batch, losses = examples.batch(range(min(8, len(examples))), partial(generator, 0, task)), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(steps):
@@ -126,7 +126,7 @@ class TaskError(ValueError):
     "A task breaks the contract."
 
 def check_task(
-    task: str,         # a name, with a row in `TASKS`
+    task: str,         # a name, with a row in `TASKS` or `MORE`
     splits: dict,      # split -> example frame
     sources: Sources,  # of its regions and vocabularies
 ) -> None:

@@ -13,7 +13,7 @@ from .metrics import (METRICS, official, oracle_recall, plain_metrics, retrieval
                                         vqa_metrics)
 from ..examples.batches import Examples
 from ..processes import gather
-from ..tasks import TASKS
+from ..tasks import ASKABLE
 from ..training.evaluation import outputs
 from ..training.machine import Machine
 
@@ -87,5 +87,5 @@ def all_metrics(task, frame, predictions) -> dict[str, float]:
     frame, predictions = (table[scored].reset_index(drop=True) for table in (frame, predictions))
     if task not in METRICS: return plain_metrics(frame, predictions.score)
     metrics = official(task, frame, predictions["scores" if "scores" in predictions else "prediction"].tolist())
-    if TASKS[task].metric in ALSO: metrics |= ALSO[TASKS[task].metric](frame, predictions)
+    if ASKABLE[task].metric in ALSO: metrics |= ALSO[ASKABLE[task].metric](frame, predictions)
     return {name: round(value, 6) for name, value in metrics.items()}

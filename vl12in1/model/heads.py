@@ -22,7 +22,7 @@ from ..boxes import iou
 from .blocks import initialise
 from .interface import FIRST, REGIONS, WHOLE, Batch, Crossing, Encoded, EncoderConfig, mask_of, method_of, pad
 from .saving import SavedModel
-from ..tasks import TASKS
+from ..tasks import ASKABLE, MORE, TASKS
 
 # %% ../../nbs/44_heads.ipynb #e4400002
 HEADS: dict[str, type] = {}  # kind, as the task table names it -> class
@@ -442,10 +442,10 @@ class PairHead(LabelHead, kind="pair"):
         return self.classifier(encoded.pooled.view(-1, 2 * encoded.pooled.shape[1]))
 
 # %% ../../nbs/44_heads.ipynb #make-heads
-def make_heads(config, vocabularies) -> nn.ModuleDict:
-    "One head per `head_name` of the tasks. `vocabularies`: name -> number of answers."
+def make_heads(config, vocabularies, more=()) -> nn.ModuleDict:
+    "One head per `head_name` of the tasks, and of the tasks `more` (names in `MORE`). `vocabularies`: name -> number of answers."
     heads = nn.ModuleDict()
-    for task in TASKS.values():
+    for task in (*TASKS.values(), *(MORE[name] for name in more)):
         sizes = [vocabularies.get(task.vocabulary)] if task.vocabulary else []
         if task.head_name not in heads and None not in sizes:
             heads[task.head_name] = HEADS[task.head](config, *sizes)
@@ -455,21 +455,26 @@ def make_heads(config, vocabularies) -> nn.ModuleDict:
 class TwelveInOne(nn.Module, SavedModel):
     "`Batch` of any task -> float32 logits of the one head that answers it."
 
-    def __init__(self, config: EncoderConfig, vocabularies: dict[str, int]):
-        "`config` makes the encoder; `vocabularies`: name -> number of answers."
+    def __init__(self, config: EncoderConfig, vocabularies: dict[str, int], more: tuple[str, ...] = ()):
+        """`config` makes the encoder; `vocabularies`: name -> number of answers; `more`: tasks of `MORE` that it has heads for, too.
+        ValueError for others."""
         super().__init__()
-        self.config, self.vocabularies = config, dict(vocabularies)
-        self.encoder, self.heads = config.encoder(), make_heads(config, vocabularies)
+        if unknown := [name for name in more if name not in MORE]: raise ValueError(f"more {unknown}: not in {list(MORE)}")
+        self.config, self.vocabularies, self.more = config, dict(vocabularies), tuple(more)
+        self.encoder, self.heads = config.encoder(), make_heads(config, vocabularies, more)
         self.heads.apply(lambda module: initialise(module, config.initializer_range))
 
     def head(self, task) -> Head:
         "The head of a task, by the task's name."
-        name, vocabulary = TASKS[task].head_name, TASKS[task].vocabulary
+        name, vocabulary = ASKABLE[task].head_name, ASKABLE[task].vocabulary
+        if name not in self.heads and not vocabulary: raise ValueError(f"the model has no head for {task!r}: `with_task` gives it one")
         if name not in self.heads:
             raise ValueError(f"{task!r} needs the vocabulary {vocabulary!r}: the model has {list(self.vocabularies)}")
         return self.heads[name]
 
-    def settings(self): return dict(config=self.config.to_dict(), vocabularies=self.vocabularies)
+    def settings(self):
+        more = dict(more=list(self.more)) if self.more else {}
+        return dict(config=self.config.to_dict(), vocabularies=self.vocabularies) | more
 
     def encode(self, batch, wanted=WHOLE, **looks) -> Encoded:
         "`Encoded` of a batch; `looks`: what is asked of the encoder, such as what is wanted, attention, states."
@@ -507,7 +512,7 @@ TOKENS = {"task": lambda: tuple((task,) for task in TASKS), "head": tokens_per_h
 # %% ../../nbs/44_heads.ipynb #with-tokens
 def with_tokens(model: TwelveInOne, rows) -> TwelveInOne:
     "A copy of `model` whose table of task tokens has these `rows` (tuples of task names), new and random; all else is kept."
-    changed = TwelveInOne(replace(model.config, task_tokens=tuple(rows)), model.vocabularies)
+    changed = TwelveInOne(replace(model.config, task_tokens=tuple(rows)), model.vocabularies, model.more)
     table = f"encoder.{model.encoder.token_table}"
     changed.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name != table}, strict=False)
     changed.assets = model.assets
@@ -515,12 +520,25 @@ def with_tokens(model: TwelveInOne, rows) -> TwelveInOne:
 
 # %% ../../nbs/44_heads.ipynb #with-task
 def with_task(model: TwelveInOne, task, answers: int = 0) -> TwelveInOne:
-    "A copy of `model` that knows one more task of `TASKS`; `answers`: size of its vocabulary, if it has its own. New weights are random."
-    tokens, vocabularies = model.config.task_tokens, dict(model.vocabularies)
-    if tokens: tokens = (*tokens, (task,))
-    if answers: vocabularies[TASKS[task].vocabulary] = answers
-    grown = TwelveInOne(replace(model.config, task_tokens=tokens), vocabularies)
+    """A copy of `model` that knows one more task of `TASKS` or `MORE`; `answers`: size of its vocabulary, if it has its own. New weights
+    are random."""
+    tokens, vocabularies, more = model.config.task_tokens, dict(model.vocabularies), model.more
+    if tokens and task not in model.encoder.rows: tokens = (*tokens, (task,))
+    if answers: vocabularies[ASKABLE[task].vocabulary] = answers
+    if task in MORE and task not in more: more = (*more, task)
+    grown = TwelveInOne(replace(model.config, task_tokens=tokens), vocabularies, more)
     state = grown.state_dict()
     for name, tensor in model.state_dict().items(): state[name][:len(tensor)] = tensor  # the table of tokens has a row more
     grown.assets = model.assets
     return grown
+
+# %% ../../nbs/44_heads.ipynb #44more02
+def knows(model: TwelveInOne, task) -> bool:
+    "Whether a model has a head for a task and, if it has any, the task's token."
+    return ASKABLE[task].head_name in model.heads and (not model.config.task_tokens or task in model.encoder.rows)
+
+def with_tasks(model: TwelveInOne, tasks, answers) -> TwelveInOne:
+    "`model`, or a copy that also knows those of the `tasks` that it does not; `answers`: vocabulary -> its size."
+    for task in tasks:
+        if not knows(model, task): model = with_task(model, task, answers.get(ASKABLE[task].vocabulary, 0))
+    return model

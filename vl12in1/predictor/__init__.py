@@ -30,7 +30,7 @@ from .pictures import Looking, PictureDetector, check_extractor, learned_from, o
 from .results import (RESULTS, Answer, Label, Match, Place, Prediction, Ranking, check_top_k,
                                        prediction)
 from ..regions import Regions, region_names
-from ..tasks import TASKS, TRAINABLE
+from ..tasks import ASKABLE, TRAINABLE
 from ..training.evaluation import outputs
 from ..training.machine import Machine
 
@@ -59,7 +59,7 @@ def published_assets(
     "What it takes to ask a published model. CheckpointError or ValueError for lists that are not this model's."
     lists = {name: AnswerVocabulary.open(path).answers for name, path in answers.items()}
     tokens = {task for row in model.config.task_tokens for task in row}
-    tasks = {name: asdict(task) for name, task in TASKS.items()
+    tasks = {name: asdict(task) for name, task in ASKABLE.items()
              if (name in tokens or not tokens) and task.head_name in model.heads and task.vocabulary in ("", *lists)}
     regions = {} if detector is None else learned_from(open_detector(detector))
     assets = Assets(tuple(read_wordpieces(words)), lists, tasks, regions)
@@ -70,7 +70,7 @@ def published_assets(
 def check_tasks(tasks, source):
     "CheckpointError if rows of the task table that a model learned (name -> row) are not this library's, in what asking depends on."
     for name, row in tasks.items():
-        if name not in TRAINABLE: raise CheckpointError(f"{source}: it learned {name!r}, a task that `TASKS` does not have; add its row")
+        if name not in TRAINABLE: raise CheckpointError(f"{source}: it learned {name!r}, a task that this library does not have; add its row")
         for field in ("head", "vocabulary", "text_length"):
             here = getattr(TRAINABLE[name], field)
             if row.get(field) != here:
@@ -165,13 +165,13 @@ class Predictor:
 def task_for(self, head, task=None, vocabulary=None, images=None) -> str:
     """Name of the task to ask, of those that were learned: `task`, or the first of that head, with that vocabulary, about so many
     `images`; None: any. ValueError if there is none, and for pre-training, which asks nothing."""
-    learned = {name: row for name, row in self.assets.tasks.items() if name in TASKS}
+    learned = {name: row for name, row in self.assets.tasks.items() if name in ASKABLE}
     tasks = [name for name, row in learned.items() if head in (None, row["head"]) and vocabulary in (None, row["vocabulary"])]
     if task in tasks: return task
     first = [name for name in tasks if images in (None, self.model.head(name).images)]
     if task is None and first: return first[0]
     listed = ", ".join(f"{name} ({row['head']})" for name, row in learned.items()) or "nothing that can be asked"
-    if task in self.assets.tasks and task not in TASKS:
+    if task in self.assets.tasks and task not in ASKABLE:
         raise ValueError(f"{task!r} is what a model learns from, and nothing that it can be asked; it learned {listed}")
     wanted = f"the task {task!r}" if task else "any task"
     of_head = f" with the head {head!r}" if head else ""
@@ -241,7 +241,7 @@ def examples_of(self, task, pictures, texts, boxes=None) -> Examples:
     for shown in pictures:
         if len(shown) != wanted:
             raise ValueError(f"{task}: a text is about {wanted} pictures, and there are {len(shown)}; two are a tuple, (left, right)")
-    check_texts(texts, TASKS[task], self.tokenizer)
+    check_texts(texts, ASKABLE[task], self.tokenizer)
     distinct = {key_of(picture): picture for shown in pictures for picture in shown}
     detected = {key: self.look(picture) for key, picture in distinct.items()}
     given, columns = {}, {}
@@ -282,7 +282,7 @@ def ask(
     "What the model says of a picture and a text, as a task is answered; of lists a list."
     check_top_k(top_k)
     task = self.task_for(None, task)
-    if TASKS[task].head not in RESULTS: raise ValueError(f"{task}: it compares pictures and captions with each other; use `rank`")
+    if ASKABLE[task].head not in RESULTS: raise ValueError(f"{task}: it compares pictures and captions with each other; use `rank`")
     rows, many = rows_of(picture=picture, text=text)
     pictures = [shown if isinstance(shown, tuple) else (shown,) for shown, _ in rows]
     if boxes is not None and not many: boxes = [boxes]
@@ -372,7 +372,7 @@ def guess(
 @method_of(Predictor)
 def scores_of(self, task, pictures, captions) -> np.ndarray:
     "How well every caption fits every picture, (captions, pictures) float32."
-    check_texts(captions, TASKS[task], self.tokenizer)
+    check_texts(captions, ASKABLE[task], self.tokenizer)
     detected = {key_of(picture): self.look(picture) for picture in pictures}
     keys = [key_of(picture) for picture in pictures]
     sources = Sources(detected, {}, self.tokenizer, self.vocabularies)

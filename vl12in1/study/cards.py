@@ -17,7 +17,7 @@ from huggingface_hub import EvalResult, ModelCard
 from ..evaluation.records import read_report
 from .notebooks import root
 from .tables import markdown
-from ..tasks import TASKS
+from ..tasks import ASKABLE
 
 # %% ../../nbs/86b_cards.ipynb #evaluation-results
 KINDS = {"answer": "visual-question-answering", "match": "image-text-retrieval", "ground": "visual-grounding",
@@ -25,7 +25,7 @@ KINDS = {"answer": "visual-question-answering", "match": "image-text-retrieval",
 
 def evaluation_results(scores: dict[str, float], data: str) -> list[EvalResult]:
     "Scores of a model, task -> 0 to 1, as the hub's results, in percent; `data`: the name of what they were measured on."
-    rows = [(TASKS[task], score) for task, score in scores.items()]
+    rows = [(ASKABLE[task], score) for task, score in scores.items()]
     return [EvalResult(task_type=KINDS[task.head], dataset_type=task.name, dataset_name=f"{task.title}, {data}", dataset_split="test",
                        metric_type=task.metric, metric_value=round(100 * score, 2)) for task, score in rows]
 
@@ -35,7 +35,7 @@ def scored_card(card: str, name: str, scores: dict[str, float], data: str) -> st
     scored = ModelCard(card)
     scored.data.model_name = name
     scored.data.eval_results = evaluation_results(scores, data)
-    rows = [(TASKS[task].title, TASKS[task].metric, f"{100 * score:.1f}") for task, score in scores.items()]
+    rows = [(ASKABLE[task].title, ASKABLE[task].metric, f"{100 * score:.1f}") for task, score in scores.items()]
     table = pd.DataFrame(rows, columns=["test split of", "metric", "percent"]).set_index("test split of")
     scored.text = f"{scored.text.rstrip()}\n\nMeasured on **{data}**:\n\n{markdown(table)}\n"
     return str(scored)

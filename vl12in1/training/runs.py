@@ -19,8 +19,8 @@ import pandas as pd
 import torch
 
 from ..fields import did_you_mean, problems_of_fields, shown, suggestion
-from ..model.heads import TOKENS, with_tokens
-from ..tasks import GROUPS, TASKS
+from ..model.heads import TOKENS, with_tasks, with_tokens
+from ..tasks import ASKABLE, GROUPS, TASKS
 from .balancing import GRADIENTS, LOSSES
 from ..examples.batches import Examples
 from .feed import generator
@@ -34,7 +34,7 @@ def tasks_of(models) -> dict[str, tuple[str, ...]]:
     "The field `models` of an entry as name of each model -> its tasks, in the order of the task table."
     if isinstance(models, str): return dict(MODELS[models])
     wanted = {name: {task for part in parts for task in GROUPS.get(part, (part,))} for name, parts in models.items()}
-    return {name: tuple(task for task in TASKS if task in own) for name, own in wanted.items()}
+    return {name: tuple(task for task in ASKABLE if task in own) for name, own in wanted.items()}
 
 # %% ../../nbs/58_runs.ipynb #run
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def problems_of_parts(name, parts) -> list[str]:
         problems.append(f"models: {name!r} is not a name of letters, digits, _, + and - (nor may it be average)")
     if not isinstance(parts, list) or not parts:
         return [*problems, f"models: {name!r} has {shown(parts)}, which is not a list of tasks and groups"]
-    known = [*GROUPS, *TASKS]
+    known = [*GROUPS, *ASKABLE]
     unknown = [part for part in parts if not isinstance(part, str) or part not in known]
     if unknown: problems.append(f"models: {name!r} has {shown(unknown)[1:-1]}{suggestion(unknown[0], known)}")
     return problems
@@ -283,11 +283,13 @@ def make_trainer(run, tasks, seed, model, examples, training, folder, identity=N
     torch.manual_seed(seed)
     rows = TOKENS[run.tokens]()
     if not serves(model.config.task_tokens, rows): model = with_tokens(model, rows)
+    vocabularies = examples[tasks[0]]["train"].sources.vocabularies
+    model = with_tasks(model, tasks, {name: len(words) for name, words in vocabularies.items()})
     return Trainer(model, feeds, schedule, config, folder, identity, machine, LOSSES[run.losses](tasks),
                    GRADIENTS[run.gradients](model))
 
 # %% ../../nbs/58_runs.ipynb #parameters-used
 def parameters_used(model, tasks) -> int:
     "Parameters of the encoder and of the heads that `tasks` need."
-    heads = {TASKS[task].head_name for task in tasks}
+    heads = {ASKABLE[task].head_name for task in tasks}
     return sum(p.numel() for part in (model.encoder, *(model.heads[name] for name in heads)) for p in part.parameters())

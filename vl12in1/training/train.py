@@ -21,7 +21,7 @@ from ..files import written
 from ..weights import read_json
 from ..examples.stored import read_frames
 from ..model import TwelveInOne
-from ..tasks import TASKS
+from ..tasks import ASKABLE
 from .machine import Machine
 from ..processes import Processes, wait
 from .runs import (Run, config_of, easiest_first, make_trainer, parameters_used, parent, read_examples, read_grid,
@@ -31,9 +31,9 @@ from .trainer import Trainer, fingerprint
 # %% ../../nbs/58a_train.ipynb #splits-of
 def splits_of(run, root) -> dict[str, dict[str, pd.DataFrame]]:
     "task -> split -> example frame, of the tasks of `run` whose corpora are there; `root` is the study's folder."
-    wanted = [task for task in TASKS if any(task in own for own in run.tasks().values())]
-    frames = read_frames(Path(root) / "build/frames" / run.data, {TASKS[task].corpus for task in wanted})
-    return {task: frames[TASKS[task].corpus] for task in wanted if TASKS[task].corpus in frames}
+    wanted = [task for task in ASKABLE if any(task in own for own in run.tasks().values())]
+    frames = read_frames(Path(root) / "build/frames" / run.data, {ASKABLE[task].corpus for task in wanted})
+    return {task: frames[ASKABLE[task].corpus] for task in wanted if ASKABLE[task].corpus in frames}
 
 def models_of(run, tasks, seeds) -> list[tuple[str, list[str], int]]:
     "(name, its tasks, seed) of each model of `run`, as far as its tasks are among `tasks`, for each of its `seeds`."
@@ -67,7 +67,7 @@ def identity_of(run, tasks, seed, training, begin, followed, machine, root) -> d
     fields = {field: value for field, value in asdict(run).items() if field not in ELSEWHERE}
     settings = asdict(config_of(run, tasks, seed, training, followed))
     if run.stop_and_go: settings |= training["stop_and_go"]
-    inputs = inputs_of(run.data, {TASKS[task].corpus for task in tasks}, root)
+    inputs = inputs_of(run.data, {ASKABLE[task].corpus for task in tasks}, root)
     return identity(fields | dict(tasks=tasks, order=easiest_first(followed)), settings, begin, machine, inputs)
 
 # %% ../../nbs/58a_train.ipynb #order-of
