@@ -7,6 +7,7 @@ import pickle
 import re
 import signal
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from published import as_sizes, record
 from vl12in1.boxes import to_fractions
 from vl12in1.regions import RegionStore, StoreError, importers, verify
 from vl12in1.regions.importers import canonical_key, find_features, import_features
+from vl12in1.regions.lmdb_pages import LmdbPages
 from vl12in1.regions.published import Source, loads, read_features, read_npy
 
 pytest.importorskip("lmdb")
@@ -223,9 +225,9 @@ def test_given_boxes_with_features_of_another_size_are_rejected(tmp_path):
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
-    published.write_lmdb(tmp_path / "coco.lmdb", [record(1)])
-    monkeypatch.setitem(sys.modules, "lmdb", None)
-    with pytest.raises(StoreError, match=r"coco.lmdb: .*needs lmdb: pip install 'vl12in1\[features\]'"):
+    published.write_h5(tmp_path / "coco.h5", [record(1)])
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(StoreError, match=r"coco.h5: .*needs h5py: pip install 'vl12in1\[features\]'"):
         import_features(find_features(tmp_path), tmp_path / "store")
 
 
@@ -483,6 +485,53 @@ def h5_block(path):
                             compression_opts=1)
 
 
+def h5_link(path, link=h5py.ExternalLink("/proc/self/fd/0", "features"), name="1/features"):
+    published.write_h5_arrays(path, [record(1)]) if name == "features" else published.write_h5(path, [record(1)])
+    with h5py.File(path, "a") as file:
+        del file[name]
+        file[name] = link
+
+
+def h5_virtual(path):
+    virtual = h5py.VirtualLayout((4, 8), "f4")
+    virtual[:] = h5py.VirtualSource("other.h5", "features", (4, 8))
+    published.write_h5(path, [record(1)])
+    with h5py.File(path, "a") as file:
+        del file["1/features"]
+        file.create_virtual_dataset("1/features", virtual)
+
+
+def h5_elsewhere(path):
+    published.write_h5(path, [record(1)])
+    with h5py.File(path, "a") as file:
+        del file["1/features"]
+        file.create_dataset("1/features", (4, 8), "f4", external=[("/etc/passwd", 0, 128)])
+
+
+def h5_checksum(path):
+    published.write_h5_arrays(path, [record(n) for n in range(9)])
+    with h5py.File(path, "a") as file:
+        del file["image_id"]
+        place = file.create_dataset("image_id", data=range(9), chunks=(9,), fletcher32=True).id
+        file.flush()
+        at = place.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def lmdb_page(path, change=lambda pages, page, places: None, many=300):
+    "An LMDB whose first page of keys is changed: `change` gets the file's bytes, where the page begins, and where its entries do."
+    published.write_lmdb(path, [record(n, rows=1) for n in range(many)], keys=False)
+    with closing(LmdbPages(path)) as pages: first, places = pages.root * pages.size, pages.page(pages.root)[2]
+    content = bytearray((path / "data.mdb").read_bytes())
+    change(content, first, places)
+    (path / "data.mdb").write_bytes(content)
+
+
+def put(content, at, number, width): content[at:at + width] = number.to_bytes(width, "little")
+
+
 def lmdb_cut(path):
     published.write_lmdb(path, [record(n, dim=2048) for n in range(9)])
     os.truncate(path / "data.mdb", 2 ** 15)
@@ -507,6 +556,22 @@ FALSE = {"npz bomb": ("coco_a", npz_bomb, "claims"), "npy lies": ("coco_a", npy_
          "npy hole": ("coco_a", npy_hole, "mostly a hole"), "npy pipe": ("coco_a", npy_pipe, "a pipe"),
          "h5 ids": ("coco.h5", h5_ids, "/image_id claims 8,000,000,000,000 bytes"), "h5 feature": ("coco.h5", h5_feature, "claims 6,400"),
          "h5 block": ("coco.h5", h5_block, "claims 268,435,460 bytes"), "lmdb cut": ("coco.lmdb", lmdb_cut, "cut off; download it again"),
+         "h5 checksum": ("coco.h5", h5_checksum, "damaged"), "h5 link": ("coco.h5", h5_link, "its features is a link"),
+         "h5 link of a picture": ("coco.h5", lambda path: h5_link(path, name="1"), "its 1 is a link"),
+         "h5 link of arrays": ("coco.h5", lambda path: h5_link(path, name="features"), "its features is a link"),
+         "h5 soft link": ("coco.h5", lambda path: h5_link(path, h5py.SoftLink("/1/boxes")), "its features is a link"),
+         "h5 virtual": ("coco.h5", h5_virtual, "its /1/features lie in other files"),
+         "h5 elsewhere": ("coco.h5", h5_elsewhere, "its /1/features lie in other files"),
+         "lmdb circle": ("coco.lmdb", lambda path: lmdb_page(path, lambda pages, page, places: put(
+             pages, page + places[1], page // 4096, 6)), "lead around in circles"),
+         "lmdb page far away": ("coco.lmdb", lambda path: lmdb_page(path, lambda pages, page, places: put(
+             pages, page + places[0], 2 ** 40, 6)), "page 1,099,511,627,776 is not there"),
+         "lmdb page of another kind": ("coco.lmdb", lambda path: lmdb_page(path, lambda pages, page, places: put(
+             pages, page + 10, 4, 2)), "is none of keys"),
+         "lmdb entries outside": ("coco.lmdb", lambda path: lmdb_page(path, lambda pages, page, places: put(
+             pages, page + 16, 2 ** 16 - 1, 2)), "is shorter than its entries"),
+         "lmdb long value": ("coco.lmdb", lambda path: lmdb_page(path, lambda pages, page, places: put(
+             pages, page + places[0], 2 ** 30, 4), many=1), "a value"),
          "lmdb keys": ("coco.lmdb", lmdb_keys, "list of keys: its pickle cannot be read .it asks for os.system"),
          "lmdb keys that are none": ("coco.lmdb", lambda path: lmdb_keys(path, pickle.dumps({"1": 2})), "no list of ids"),
          "tensorpack": ("coco.lmdb", lmdb_msgpack, "tensorpack holds msgpack"), "tsv hole": ("coco.tsv", tsv_hole, "a line of more than"),

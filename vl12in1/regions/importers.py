@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..boxes import xywh_to_xyxy
-from .published import Record, Source, open_source
+from .published import Record, Source, listed, open_source
 from .store import Regions, StoreError
 from .writing import JOURNAL, LONGEST, RegionWriter, _widened
 
@@ -104,7 +104,8 @@ def choose_reading(evidence: pd.DataFrame, path) -> str:
     if (fraction >= .99).sum() == 1: return fraction.idxmax()
     counts = ", ".join(f"{reading} {row[part]} of {row[whole]}" for reading, row in evidence.iterrows())
     what = "annotated boxes that are found" if part == "found" else "records that fit their pictures"
-    raise StoreError(f"{path}: cannot tell corners from sizes ({what}: {counts}); say boxes='xyxy' or boxes='xywh'")
+    raise StoreError(f"{path}: cannot tell corners from sizes ({what}: {counts}); "
+                     "say boxes='xyxy' or boxes='xywh' (--boxes at the command)")
 
 # %% ../../nbs/32_importers.ipynb #to-regions
 def to_regions(record: Record, reading: str = "xyxy") -> Regions:
@@ -136,7 +137,7 @@ def _together(parts: list[Regions]) -> Regions:
 # %% ../../nbs/32_importers.ipynb #readable
 def _readable(reader):
     "Yield (upstream id, `Record`) of the first 500 that can be read."
-    for image, place in islice(reader, 500):
+    for image, place in islice(listed(reader), 500):
         try: yield image, reader.read(place)
         except Exception: continue
 
@@ -198,7 +199,7 @@ class _Rejections:
     def add(self, intake: _Intake, image: str, problem):
         if self.stop:
             raise StoreError(f"{intake.source.path}: image {image!r}: {problem}; mend it and import again, which goes "
-                             "on from there, or pass over such images with on_error='skip'") from None
+                             "on from there, or pass over such images with on_error='skip' (--skip at the command)") from None
         intake.counts["rejected"] += 1
         self.rows.append((intake.source.path.name, image, str(problem)))
 
@@ -223,7 +224,7 @@ def _arrivals(intakes, given: bool):
     Where an id is not valid, the `StoreError` that says so stands in place of the key."""
     photographs: dict = {}
     for intake in intakes:
-        for image, place in tqdm(intake.reader, desc=intake.source.path.name, unit=" images", disable=None):
+        for image, place in tqdm(listed(intake.reader), desc=intake.source.path.name, unit=" images", disable=None):
             try: key = intake.key(image)
             except StoreError as problem: key = problem
             if given: photographs.setdefault(key, []).append((intake, image, place))

@@ -8,8 +8,8 @@ __all__ = []
 # %% ../../nbs/31_published.ipynb #d7c7fe1d
 import ast
 import base64
-import importlib
 import json
+import os
 import re
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from zipfile import ZipFile
 import numpy as np
 
 from ..files import StandIn, plain_pickle, regular
+from .lmdb_pages import LmdbPages
 from .store import StoreError
 
 # %% ../../nbs/31_published.ipynb #dtype
@@ -157,45 +158,14 @@ def to_record(fields) -> Record:
                   bool(fractions))
 
 # %% ../../nbs/31_published.ipynb #lmdbreader
-def _pages(meta: bytes) -> tuple[int, int]:
-    "Number of a change, and the bytes that an LMDB has after it, as one of its two first pages says; zeros if it is no such page."
-    if int.from_bytes(meta[16:20], "little") != 0xBEEFC0DE: return 0, 0
-    size, last, change = (int.from_bytes(meta[begin:end], "little") for begin, end in ((40, 44), (136, 144), (144, 152)))
-    return change, (last + 1) * size
-
-def check_lmdb(path: Path):
-    "StoreError if the file of an LMDB is shorter than it says."
-    file = path / "data.mdb" if path.is_dir() else path
-    length = file.stat().st_size
-    with open(file, "rb") as pages:
-        first = pages.read(152)
-        pages.seek(int.from_bytes(first[40:44], "little"))
-        _, promised = max(_pages(first), _pages(pages.read(152)))
-    if length < promised: raise StoreError(f"{file}: {length:,} bytes, but it says that it has {promised:,}: cut off; download it again")
-
 class LmdbReader:
-    """Reads an LMDB of pickled dictionaries: a folder with `data.mdb`, or one file. `lmdb.Error` or StoreError if it is none or
-    damaged; `read` raises ValueError for a record that is missing or incomplete, and for a hostile one."""
-    def __init__(self, path):
-        self.path, self.env, self.used = Path(path), None, 0
-        check_lmdb(self.path)
-        self.get(b"keys")  # so that a damaged file is an error here
+    """Reads an LMDB of pickled dictionaries: a folder with `data.mdb`, or one file. StoreError if it is none or damaged; `read` raises
+    ValueError for a record that is missing or incomplete, and for a hostile one."""
+    def __init__(self, path): self.path, self.pages = Path(path), LmdbPages(path)
 
-    def get(self, key: bytes) -> bytes | None:
-        "The value of a key."
-        import lmdb
-        if self.used > 2**25: self.close()
-        self.env = self.env or lmdb.open(str(self.path), subdir=self.path.is_dir(), readonly=True, create=False,
-                                         lock=False, readahead=False, meminit=False)
-        with self.env.begin() as transaction: value = transaction.get(key)
-        self.used += len(value or b"")
-        return value
-
-    def _keys(self) -> list:
+    def _keys(self):
         "What is listed under `keys`, or all keys that there are."
-        listed = self.get(b"keys")
-        if not listed:
-            with self.env.begin() as transaction: return list(transaction.cursor().iternext(values=False))
+        if not (listed := self.pages.get(b"keys")): return self.pages.keys()
         try: keys = loads(listed)
         except ValueError as error: raise StoreError(f"{self.path}: its list of keys: {error}; get the file again") from None
         if isinstance(keys, (list, tuple)) and all(isinstance(key, (bytes, str, int)) for key in keys): return keys
@@ -207,15 +177,13 @@ class LmdbReader:
             if key not in (b"keys", b"__keys__"): yield key.decode("utf-8", "replace"), key
 
     def read(self, key: bytes) -> Record:
-        value = self.get(key)
+        value = self.pages.get(key)
         if value is None: raise ValueError("listed among the keys, but not there")
         if value[:1] not in (b"\x80", b"(", b"}", b"c"):
             raise ValueError("no pickle; an LMDB of tensorpack holds msgpack: write each record as a pickled dictionary, under its id")
         return to_record(loads(value))
 
-    def close(self):
-        if self.env: self.env.close()
-        self.env, self.used = None, 0
+    def close(self): self.pages.close()
 
 # %% ../../nbs/31_published.ipynb #tsvreader
 _LXMERT = ("img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes",
@@ -279,9 +247,19 @@ class TsvReader:
     def close(self): self.file.close()
 
 # %% ../../nbs/31_published.ipynb #hdf5reader
+def _inside(group, name: str, path):
+    "What an HDF5 group holds under a name; None if it is nothing. StoreError for a link, which may lead to any file, and is not followed."
+    links, key = group.id.links, os.fsencode(name)
+    if not links.exists(key): return None
+    if links.get_info(key).type != 0:
+        raise StoreError(f"{path}: its {name} is a link, and links are not followed; copy what it leads to into the file")
+    return group[name]
+
 def _checked(array, path, parts: int):
-    """A dataset of HDF5. StoreError if it claims more than is in the file, or if one of its `parts` along the first axis, or one of the
-    blocks that it is packed in, is larger than a record."""
+    """A dataset of HDF5. StoreError if its numbers lie in other files, or if it claims more than is in the file; if one of its `parts`
+    along the first axis, or one of the blocks that it is packed in, is larger than a record."""
+    if array.is_virtual or array.external:
+        raise StoreError(f"{path}: the numbers of its {array.name} lie in other files, which are not opened; copy them into this one")
     stored, chunk = array.id.get_storage_size(), prod(array.chunks or (1,)) * array.dtype.itemsize
     if array.nbytes > 2000 * stored + 2**20 or max(array.nbytes // max(parts, 1), chunk) > LARGEST:
         raise StoreError(f"{path}: its {array.name} claims {array.nbytes:,} bytes of {stored:,} that there are; get the file again")
@@ -293,8 +271,9 @@ class Hdf5Reader:
     def __init__(self, path):
         import h5py
         self.path, self.file = Path(path), h5py.File(path, "r")
-        first = next(iter(self.file.values()), None)
-        self.ids = next((self.file[name] for name in ("image_id", "img_id", "image_ids") if name in self.file), None)
+        first = next((_inside(self.file, name, path) for name in self.file), None)
+        lists = (_inside(self.file, name, path) for name in ("image_id", "img_id", "image_ids"))
+        self.ids = next((ids for ids in lists if ids is not None), None)
         grouped = isinstance(first, h5py.Group) and {"features", "boxes"} <= set(first)
         if not grouped and (self.ids is None or not {"features", "boxes"} <= set(self.file)):
             names = [f"{group.name}/{name}".lstrip("/") for group in (self.file, first) if isinstance(group, h5py.Group)
@@ -306,8 +285,8 @@ class Hdf5Reader:
             raise StoreError(f"{path}: neither groups with features and boxes, nor arrays image_id, features and "
                              f"boxes; it holds {', '.join(names) or 'nothing'}")
         if grouped: self.ids = None
-        elif len(_checked(self.ids, path, len(self.ids))) != len(self.file["features"]):
-            raise StoreError(f"{path}: {len(self.ids):,} ids of {len(self.file['features']):,} pictures; get the file again")
+        elif len(_checked(self.ids, path, len(self.ids))) != (pictures := len(_inside(self.file, "features", path))):
+            raise StoreError(f"{path}: {len(self.ids):,} ids of {pictures:,} pictures; get the file again")
 
     def __iter__(self):
         if self.ids is None: yield from ((name, name) for name in self.file)
@@ -316,9 +295,10 @@ class Hdf5Reader:
                 yield image.decode() if isinstance(image, bytes) else str(image), row
 
     def read(self, place) -> Record:
-        holder = self.file if self.ids is not None else self.file[place]
+        holder = self.file if self.ids is not None else _inside(self.file, place, self.path)
         row, parts = ((), 1) if self.ids is None else (place, len(self.ids))
-        fields = {name: _checked(holder[name], self.path, parts)[row] for aliases in ALIASES.values() for name in aliases if name in holder}
+        held = {name: _inside(holder, name, self.path) for aliases in ALIASES.values() for name in aliases}
+        fields = {name: _checked(array, self.path, parts)[row] for name, array in held.items() if array is not None}
         if self.ids is not None and "num_boxes" in fields and fields["boxes"].ndim == 2:
             fields |= {name: fields[name][:int(fields["num_boxes"])] for name in fields if np.ndim(fields[name]) == 2}
         return to_record(fields)
@@ -358,25 +338,26 @@ class Source(NamedTuple):
     format: str
     collection: str
 
-READERS = {"lmdb": (LmdbReader, "lmdb"), "tsv": (TsvReader, None), "hdf5": (Hdf5Reader, "h5py"),
-           "npy": (FolderReader, None), "npz": (FolderReader, None)}
+READERS = {"lmdb": LmdbReader, "tsv": TsvReader, "hdf5": Hdf5Reader, "npy": FolderReader, "npz": FolderReader}
 
 def open_source(source: Source):
     "The reader of a source; `StoreError` if its package is missing or the file is damaged or of unknown layout."
-    reader, package = READERS[source.format]
-    if package:
-        try: importlib.import_module(package)
-        except ModuleNotFoundError:
-            raise StoreError(f"{source.path}: reading {source.format} needs {package}: "
-                             "pip install 'vl12in1[features]'") from None
     try:
         if not source.path.is_dir() and not source.path.is_file(): raise ValueError("a pipe or a device")
-        return reader(source.path)
+        return READERS[source.format](source.path)
     except StoreError: raise
+    except ModuleNotFoundError as error:
+        raise StoreError(f"{source.path}: reading {source.format} needs {error.name}: pip install 'vl12in1[features]'") from None
     except Exception as error:
         raise StoreError(f"{source.path}: no {source.format} file, or damaged ({error})") from None
+
+def listed(reader):
+    "The (upstream id, place) of everything that a reader has; `StoreError` that names the file where it is damaged."
+    try: yield from reader
+    except StoreError: raise
+    except Exception as error: raise StoreError(f"{reader.path}: damaged ({error}); download it again") from None
 
 def read_features(source: Source):
     "Yield (upstream id, `Record`) of a source, one at a time."
     with closing(open_source(source)) as reader:
-        for image, place in reader: yield image, reader.read(place)
+        for image, place in listed(reader): yield image, reader.read(place)
