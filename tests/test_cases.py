@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 import published
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fuzz import write
 from vl12in1 import corpora, world
@@ -22,8 +24,9 @@ from vl12in1.command import main
 from vl12in1.corpora import CorpusError
 from vl12in1.evaluation.submissions import SubmissionError, write_submission
 from vl12in1.leaks import leak_report
-from vl12in1.model import CheckpointError, TwelveInOne, ViLBERTConfig
+from vl12in1.model import Batch, CheckpointError, TwelveInOne, ViLBERTConfig
 from vl12in1.model.checkpoints import read_published, to_published
+from vl12in1.model.heads import with_task
 from vl12in1.regions import RegionStore, StoreError, find_features, import_features
 from vl12in1.weights import write_tensors
 from vl12in1.study.doctor import doctor
@@ -388,20 +391,104 @@ def test_an_import_replaces_data_that_is_there(statements, tmp_path):
 
 # --- weights
 
-def test_vilbert_beta_head():
-    "The head for answers that ViLBERT had before 12-in-1: weight normalisation, and layers of other shapes."
+@pytest.fixture(scope="module")
+def first():
+    "A state dict with the head for answers that ViLBERT had before 12-in-1 (weight-normalised, ReLU between), and its configuration."
+    torch.manual_seed(0)
     config = ViLBERTConfig(vocab_size=50, max_positions=32, feature_dim=8, text_hidden=8, text_layers=2, text_heads=2, text_feed_forward=8,
                            image_hidden=8, image_layers=1, image_heads=2, image_feed_forward=8, co_hidden=8, co_heads=2,
                            text_connections=(1,), image_connections=(0,))
-    state, published_config = to_published(TwelveInOne(config, vocabularies={"vqa": 5, "gqa": 4}).eval())
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("vil_prediction.")}
-    for layer, (outputs, inputs) in {0: (16, 8), 3: (11, 16)}.items():
-        state |= {f"vil_prediction.main.{layer}.bias": torch.zeros(outputs), f"vil_prediction.main.{layer}.weight_g": torch.tensor(2.),
-                  f"vil_prediction.main.{layer}.weight_v": torch.ones(outputs, inputs)}
-    with pytest.raises(CheckpointError, match="vil_prediction.logit_fc.0.weight: missing"): read_published(state, published_config)
-    model, report = read_published(state, published_config, fresh=["answer_vqa"], vocabularies={"vqa": 7})
-    assert "answer_vqa" in model.heads and set(report.note[report.index.str.startswith("vil_prediction.main")]) == {
-        "ViLBERT's first head for answers, of other layers: start answer_vqa afresh"}
+    state, published = to_published(TwelveInOne(config, vocabularies={"vqa": 5}).eval())
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(("vil_prediction", "vil_binary", "vil_tri"))}
+    return state, {name: value for name, value in published.items() if not name.startswith("task_")}
+
+
+def plain_head(dim, hidden=14, answers=7):
+    "As PyTorch normalises weights along `dim`."
+    layers = torch.nn.Linear(8, hidden), torch.nn.Linear(hidden, answers)
+    with warnings.catch_warnings(action="ignore"): first, last = (torch.nn.utils.weight_norm(layer, dim=dim) for layer in layers)
+    return torch.nn.Sequential(first, torch.nn.ReLU(), torch.nn.Dropout(.5), last).eval()
+
+
+def shown(count=3):
+    return Batch("vqa", torch.randint(4, 50, (count, 6)), torch.full((count,), 6), torch.randn(count, 5, 8), torch.rand(count, 5, 5),
+                 torch.full((count,), 5))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "model.module."])
+@pytest.mark.parametrize("dim", [None, 0, 1])
+def test_vilbert_beta_head(first, tmp_path, dim, prefix):
+    state, config = first
+    head = plain_head(dim)
+    state = state | {f"vil_prediction.main.{name}": tensor for name, tensor in head.state_dict().items()}
+    model, report = read_published({prefix + name: tensor for name, tensor in state.items()}, config)
+    batch = shown()
+    expected = head(model.encode(batch).pooled)
+    assert torch.allclose(model(batch), expected, rtol=1e-5, atol=1e-6) and not model.config.task_tokens
+    assert set(report.status[report.ours.str.startswith("heads.answer_vqa")]) == {"mapped"}
+    assert {ours.split(".")[1] for ours in report.ours[report.status == "fresh"]} == {"pair", "entail"}
+    model.save_pretrained(tmp_path)
+    assert torch.equal(TwelveInOne.from_pretrained(tmp_path).eval()(batch), model(batch))
+    again, report = read_published(*to_published(model))
+    assert torch.equal(again.eval()(batch), model(batch)) and set(report.status) == {"mapped"}
+
+
+@torch.no_grad()
+def test_the_published_beta_head(tmp_path):
+    folder = Path(__file__).parent / "parity/first_head"
+    model, _ = read_published(folder / "tasks.bin", folder / "config.json")
+    x = load_file(folder / "tensors.safetensors")
+    batch = Batch("vqa", x["in.ids"], x["in.tm"].sum(1), x["in.feats"], x["in.sp"], x["in.im"].sum(1))
+    assert torch.allclose(model(batch), x["out.vil_prediction"], rtol=1e-5, atol=1e-5)
+    assert main(["convert", str(folder / "tasks.bin"), str(tmp_path / "model"), "--config", str(folder / "config.json")]) in (None, 0)
+    assert torch.equal(TwelveInOne.from_pretrained(tmp_path / "model")(batch), model(batch))
+
+
+def normed(state, first, last):
+    "The state dict with a head whose two layers are kept in the given tensors, name -> tensor."
+    layers = {0: dict(bias=torch.zeros(14)) | first, 3: dict(bias=torch.zeros(7)) | last}
+    return state | {f"vil_prediction.main.{layer}.{name}": tensor for layer, held in layers.items() for name, tensor in held.items()}
+
+
+@pytest.mark.parametrize("names", [("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")])
+@pytest.mark.parametrize("lengths", [torch.tensor(2.), torch.tensor([2.]), torch.full((14, 1), 2.)])
+def test_a_row_without_direction_is_zero(first, names, lengths):
+    directions = torch.ones(14, 8)
+    directions[3] = 0
+    state = normed(first[0], dict(zip(names, (lengths, directions))), dict(weight=torch.ones(7, 14)))
+    weight = read_published(state, first[1])[0].heads["answer_vqa"].classifier[0].weight
+    assert weight[3].eq(0).all() and weight.isfinite().all()
+    assert weight.norm(dim=1)[0].item() == pytest.approx(2 if lengths.dim() == 2 else 2 / 13 ** .5)
+
+
+@pytest.mark.parametrize("wrong, problem", [
+    (dict(weight_g=torch.ones(5, 1), weight_v=torch.ones(14, 8)), r"main.0.weight_g: wrong shape \(5, 1\) instead of \(14, 1\)"),
+    (dict(weight_g=torch.ones(14), weight_v=torch.ones(14, 8)), r"main.0.weight_g: wrong shape \(14,\)"),
+    (dict(weight_g=torch.ones(()), weight_v=torch.ones(14, 9)), r"main.0.weight_v: wrong shape \(14, 9\) instead of \(14, 8\)"),
+    (dict(weight_v=torch.ones(14, 8)), "main.0.weight_g: missing"), (dict(weight_g=torch.ones(())), "main.0.weight: missing"),
+    (dict(weight_g=torch.tensor(torch.nan), weight_v=torch.ones(14, 8)), "main.0.weight_g does not hold finite numbers")])
+def test_a_damaged_beta_head_is_named(first, wrong, problem):
+    with pytest.raises(CheckpointError, match=problem): read_published(normed(first[0], wrong, dict(weight=torch.ones(7, 14))), first[1])
+
+
+def test_a_beta_head_started_afresh_is_the_later_one(first):
+    state = normed(first[0], dict(weight=torch.ones(14, 8)), dict(weight=torch.ones(7, 14)))
+    model, report = read_published(state, first[1], fresh=["answer_vqa", "task_tokens"], vocabularies={"vqa": 9})
+    assert not model.plain and len(model.heads["answer_vqa"].classifier) == 4 and len(model.config.task_tokens) == 20
+    assert set(report.note[report.index.str.startswith("vil_prediction.main")]) == {"no part of a TwelveInOne"}
+
+
+def test_a_beta_head_learns(first):
+    state = normed(first[0], dict(weight=torch.randn(14, 8)), dict(weight=torch.randn(7, 14)))
+    model, batch = with_task(read_published(state, first[1])[0], "gqa", 4), replace(shown(), targets=torch.eye(7)[:3])
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    before = model.head("vqa").loss(model.eval()(batch), batch)
+    for _ in range(40):
+        optimizer.zero_grad()
+        model.head("vqa").loss(model.train()(batch), batch).backward()
+        optimizer.step()
+    assert model.head("vqa").loss(model.eval()(batch), batch) < before / 2 and model(replace(batch, task="gqa")).shape == (3, 4)
 
 
 @pytest.mark.parametrize("name, writer", [("model.safetensors", "vl12in1.weights.save_file"), ("model.bin", "torch.save")])

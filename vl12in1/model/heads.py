@@ -143,14 +143,21 @@ def two_layers(inputs: int, width: int, outputs: int) -> nn.Sequential:
     "The published classifier of the larger heads."
     return nn.Sequential(nn.Linear(inputs, width), nn.GELU(), nn.LayerNorm(width, eps=1e-12), nn.Linear(width, outputs))
 
+# %% ../../nbs/44_heads.ipynb #plain-layers
+def plain_layers(inputs: int, width: int, outputs: int) -> nn.Sequential:
+    "ViLBERT's first classifier."
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(.5), nn.Linear(width, outputs))
+
 # %% ../../nbs/44_heads.ipynb #answerhead
 class AnswerHead(Head, kind="answer"):
     "Targets (B, V) float32: credit of each answer, 0 to 1. Logits (B, V)."
     columns, vocabulary = (frozenset({"answers"}),), True
 
-    def __init__(self, config, answers: int):
+    def __init__(self, config, answers: int, plain: int = 0):
+        "`plain`: inner width of ViLBERT's first classifier; 0 for the published one of 12-in-1."
         super().__init__()
-        self.classifier = two_layers(config.pooled_width, config.classifier_width, answers)
+        layers, width = (plain_layers, plain) if plain else (two_layers, config.classifier_width)
+        self.classifier = layers(config.pooled_width, width, answers)
 
     @staticmethod
     def people(examples, rows) -> list[tuple[str, ...]]:
@@ -442,11 +449,12 @@ class PairHead(LabelHead, kind="pair"):
         return self.classifier(encoded.pooled.view(-1, 2 * encoded.pooled.shape[1]))
 
 # %% ../../nbs/44_heads.ipynb #make-heads
-def make_heads(config, vocabularies, more=()) -> nn.ModuleDict:
-    "One head per `head_name` of the tasks, and of the tasks `more` (names in `MORE`). `vocabularies`: name -> number of answers."
+def make_heads(config, vocabularies, more=(), plain=None) -> nn.ModuleDict:
+    """One head per `head_name` of the tasks, and of the tasks `more` (names in `MORE`). `vocabularies`: name -> number of answers; `plain`:
+    see `TwelveInOne`."""
     heads = nn.ModuleDict()
     for task in (*TASKS.values(), *(MORE[name] for name in more)):
-        sizes = [vocabularies.get(task.vocabulary)] if task.vocabulary else []
+        sizes = [vocabularies.get(task.vocabulary), (plain or {}).get(task.vocabulary, 0)] if task.vocabulary else []
         if task.head_name not in heads and None not in sizes:
             heads[task.head_name] = HEADS[task.head](config, *sizes)
     return heads
@@ -455,13 +463,14 @@ def make_heads(config, vocabularies, more=()) -> nn.ModuleDict:
 class TwelveInOne(nn.Module, SavedModel):
     "`Batch` of any task -> float32 logits of the one head that answers it."
 
-    def __init__(self, config: EncoderConfig, vocabularies: dict[str, int], more: tuple[str, ...] = ()):
-        """`config` makes the encoder; `vocabularies`: name -> number of answers; `more`: tasks of `MORE` that it has heads for, too.
-        ValueError for others."""
+    def __init__(self, config: EncoderConfig, vocabularies: dict[str, int], more: tuple[str, ...] = (),
+                 plain: dict[str, int] | None = None):
+        """`config` makes the encoder; `vocabularies`: name -> number of answers; `more`: tasks of `MORE` that it has heads for, too;
+        `plain`: vocabulary -> inner width, where the head is ViLBERT's first. ValueError for other tasks."""
         super().__init__()
         if unknown := [name for name in more if name not in MORE]: raise ValueError(f"more {unknown}: not in {list(MORE)}")
-        self.config, self.vocabularies, self.more = config, dict(vocabularies), tuple(more)
-        self.encoder, self.heads = config.encoder(), make_heads(config, vocabularies, more)
+        self.config, self.vocabularies, self.more, self.plain = config, dict(vocabularies), tuple(more), dict(plain or {})
+        self.encoder, self.heads = config.encoder(), make_heads(config, vocabularies, more, plain)
         self.heads.apply(lambda module: initialise(module, config.initializer_range))
 
     def head(self, task) -> Head:
@@ -473,8 +482,8 @@ class TwelveInOne(nn.Module, SavedModel):
         return self.heads[name]
 
     def settings(self):
-        more = dict(more=list(self.more)) if self.more else {}
-        return dict(config=self.config.to_dict(), vocabularies=self.vocabularies) | more
+        rare = {name: value for name, value in dict(more=list(self.more), plain=self.plain).items() if value}
+        return dict(config=self.config.to_dict(), vocabularies=self.vocabularies) | rare
 
     def encode(self, batch, wanted=WHOLE, **looks) -> Encoded:
         "`Encoded` of a batch; `looks`: what is asked of the encoder, such as what is wanted, attention, states."
@@ -512,7 +521,7 @@ TOKENS = {"task": lambda: tuple((task,) for task in TASKS), "head": tokens_per_h
 # %% ../../nbs/44_heads.ipynb #with-tokens
 def with_tokens(model: TwelveInOne, rows) -> TwelveInOne:
     "A copy of `model` whose table of task tokens has these `rows` (tuples of task names), new and random; all else is kept."
-    changed = TwelveInOne(replace(model.config, task_tokens=tuple(rows)), model.vocabularies, model.more)
+    changed = TwelveInOne(replace(model.config, task_tokens=tuple(rows)), model.vocabularies, model.more, model.plain)
     table = f"encoder.{model.encoder.token_table}"
     changed.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name != table}, strict=False)
     changed.assets = model.assets
@@ -526,7 +535,7 @@ def with_task(model: TwelveInOne, task, answers: int = 0) -> TwelveInOne:
     if tokens and task not in model.encoder.rows: tokens = (*tokens, (task,))
     if answers: vocabularies[ASKABLE[task].vocabulary] = answers
     if task in MORE and task not in more: more = (*more, task)
-    grown = TwelveInOne(replace(model.config, task_tokens=tokens), vocabularies, more)
+    grown = TwelveInOne(replace(model.config, task_tokens=tokens), vocabularies, more, model.plain)
     state = grown.state_dict()
     for name, tensor in model.state_dict().items(): state[name][:len(tensor)] = tensor  # the table of tokens has a row more
     grown.assets = model.assets
