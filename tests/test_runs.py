@@ -13,7 +13,8 @@ from vl12in1.model.heads import TOKENS, with_tasks
 from vl12in1.model.vilbert import published_task_tokens
 from vl12in1.tasks import MORE, TASKS
 from vl12in1.evaluation.records import read_item_scores, write_item_scores
-from vl12in1.training.runs import (Run, all_seeds, easiest_first, equal_iterations, make_trainer, parent, part_of, read_examples,
+from vl12in1.training.balancing import GRADIENTS, LOSSES
+from vl12in1.training.runs import (SCHEDULES, Run, all_seeds, easiest_first, equal_iterations, make_trainer, parent, part_of, read_examples,
                                    read_grid, run_of, serves, weights)
 from vl12in1.study.results import Results, invent_run
 from vl12in1.training.schedules import DynamicStopAndGo
@@ -27,15 +28,19 @@ def judged(tasks):
     return dict(tasks=tasks, validation={task: 1 / (1 + place) for place, task in enumerate(tasks)}, steps=dict.fromkeys(tasks, 3))
 
 
-def trained(folder, seed=0, tasks=TOY, **choices):
+def untrained(folder, seed=0, tasks=TOY, training=TRAINING, **choices):
     torch.set_num_threads(1)
     shared, run = toy.sources(folder), Run("scratch", "multi", **choices)
     splits = {task: frames for task, frames in toy.frames(shared).items() if task in tasks}
     torch.manual_seed(0)
     model = TwelveInOne(ViLBERTConfig.miniature(vocab_size=len(toy.WORDS), feature_dim=8, task_tokens=tuple((t,) for t in TASKS)),
                         {"vqa": 2, "gqa": 2})
-    trainer = make_trainer(run, tasks, seed, model, read_examples(run, splits, shared), TRAINING,
-                           folder / f"run{seed}{sorted(choices.items())}", followed=[judged(tasks)], machine=toy.CPU)
+    return make_trainer(run, tasks, seed, model, read_examples(run, splits, shared), training,
+                        folder / f"run{seed}{sorted(choices.items())}", followed=[judged(tasks)], machine=toy.CPU)
+
+
+def trained(folder, seed=0, tasks=TOY, training=TRAINING, **choices):
+    trainer = untrained(folder, seed, tasks, training, **choices)
     trainer.run()
     return trainer
 
@@ -44,7 +49,7 @@ def trained(folder, seed=0, tasks=TOY, **choices):
     (dict(kind="multi"), "init is missing"), (dict(init="scratch"), "kind is missing"),
     (dict(init="scratch", kind="multi", task="vqa"), "unknown field 'task'"),
     (dict(init="scratch", kind="multi", data="dirty"), "data 'dirty' is not one of clean, all"),
-    (dict(init="scratch", kind="multi", gradients="sums"), "gradients 'sums' is not one of in_turn, sum, pcgrad"),
+    (dict(init="scratch", kind="multi", gradients="sums"), "gradients 'sums' is not one of in_turn, sum, pcgrad, upgrad"),
     (dict(init="scratch", kind="multi"), "seeds is missing"),
     (None, "None is not fields with values"), (["scratch"], "is not fields with values"), ("scratch", "is not fields with values")])
 def test_a_wrong_entry_is_named(entry, complaint):
@@ -60,12 +65,24 @@ MULTI = dict(init="scratch", kind="multi", seeds="side")
     ("fraction", [0, -.1, 1.5, 10, "0.1", True, None, float("nan")], "a number above 0 and at most 1"),
     ("stop_and_go", ["yes", 1, None], "true or false"), ("data", [["clean"], None, True], "one of clean, all"),
     ("tokens", [None, {}], "one of task, head, none"), ("losses", ["scale"], "one of scaled, uncertainty"),
-    ("schedule", ["roundrobin", 3], "one of round_robin, proportional, easy_first, hard_first, equal_steps"),
+    ("temperature", [0, -1, "2", True, float("inf"), float("nan")], "a number above 0"), ("passes", [0, None], "a number above 0"),
+    ("schedule", ["roundrobin", 3], "one of round_robin, proportional, unimax, back_to_best, easy_first, hard_first, equal_steps"),
     ("models", ["tasks", None, [], {}, ["vqa"], 3], "one of task, group, all, nor names with a list")])
 def test_a_value_that_a_field_cannot_have_is_named_with_those_it_can(field, values, allowed):
     for value in values:
         with pytest.raises(ValueError) as refused: Run.of("at", MULTI | {field: value})
         assert f"run 'at': {field} {value!r} is not {allowed}" in str(refused.value)
+
+
+@pytest.mark.parametrize("entry, complaint", [
+    (dict(losses="famo"), "losses famo are weighed all together, .*gradients has to be sum"),
+    (dict(losses="stch", gradients="pcgrad"), "losses stch .*gradients has to be sum"),
+    (dict(temperature=2), "temperature belongs to schedule proportional, and is nothing to round_robin"),
+    (dict(schedule="proportional", passes=2), "passes belongs to schedule unimax, and is nothing to proportional"),
+    (dict(schedule="back_to_best", stop_and_go=True), "back_to_best takes the place of stop_and_go"),
+    (dict(losses=["famo"], schedule=3), r"schedule 3 is not one of .*; losses \['famo'\] is not one of")])
+def test_values_that_do_not_go_together_are_named(entry, complaint):
+    with pytest.raises(ValueError, match=f"run 'at': .*{complaint}"): Run.of("at", MULTI | entry)
 
 
 @pytest.mark.parametrize("models, complaint", [
@@ -200,14 +217,46 @@ def test_a_fraction_changes_neither_validation_nor_how_often_it_comes(tmp_path):
         assert half.feeds[task].every == whole.feeds[task].every
 
 
-@pytest.mark.parametrize("choices", [{}, dict(tokens="head"), dict(tokens="none"), dict(schedule="proportional"),
-                                     dict(schedule="hard_first"), dict(schedule="equal_steps"), dict(losses="uncertainty"),
-                                     dict(gradients="sum"), dict(gradients="pcgrad"), dict(stop_and_go=True), dict(fraction=.5)], ids=str)
-def test_every_choice_trains_and_repeats_itself(tmp_path, choices):
-    first, again = trained(tmp_path / "a", **choices), trained(tmp_path / "b", **choices)
-    assert first.history == again.history and all(np.isfinite(line["loss"]) for line in first.history if line["steps"])
-    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters()))
-    assert isinstance(first.schedule, DynamicStopAndGo) == choices.get("stop_and_go", False)
+WAYS = [{}, dict(tokens="head"), dict(tokens="none"), dict(stop_and_go=True), dict(fraction=.5), dict(schedule="proportional", temperature=3.),
+        dict(losses="famo", gradients="sum", stop_and_go=True), dict(losses="famo", gradients="sum", schedule="proportional"),
+        *(dict(losses=losses, gradients="sum" if way.together else "in_turn") for losses, way in LOSSES.items() if losses != "scaled"),
+        *(dict(gradients=gradients) for gradients in GRADIENTS if gradients != "in_turn"),
+        *(dict(schedule=schedule) for schedule in SCHEDULES if schedule not in ("round_robin", "proportional"))]
+LONGER = TRAINING | dict(common=TRAINING["common"] | dict(checkpoint_every=3), multi=dict(iterations=10))
+OFTEN = TRAINING | dict(common=TRAINING["common"] | dict(checkpoint_every=3, validate_every=.2), multi=dict(iterations=16))
+
+
+@pytest.mark.parametrize("choices", WAYS, ids=str)
+def test_every_choice_trains_and_ends_the_same_when_killed(tmp_path, choices):
+    training = OFTEN if choices.get("schedule") == "back_to_best" else LONGER
+    whole, killed = trained(tmp_path / "a", training=training, **choices), untrained(tmp_path / "b", training=training, **choices)
+    validate = killed.validate
+    def power_failure():
+        validate()
+        if killed.iteration == whole.config.iterations - 2: raise KeyboardInterrupt
+    killed.validate = power_failure
+    with pytest.raises(KeyboardInterrupt): killed.run()
+    resumed = trained(tmp_path / "b", training=training, **choices)
+    assert whole.history == resumed.history and all(np.isfinite(line["loss"]) for line in whole.history if line["steps"])
+    assert all(torch.equal(a, b) for a, b in zip(whole.step.state_dict().values(), resumed.step.state_dict().values()) if torch.is_tensor(a))
+    assert isinstance(whole.schedule, DynamicStopAndGo) == choices.get("stop_and_go", False)
+
+
+def test_training_goes_back_to_the_weights_with_which_a_task_was_best(tmp_path):
+    trainer = untrained(tmp_path, training=OFTEN, schedule="back_to_best")
+    seen, kept, keep = [], {}, trainer.keep
+    def noting(task):
+        keep(task)
+        kept[task] = {name: part.clone() for name, part in trainer.model.state_dict().items()}
+    go_back = trainer.go_back
+    def checking(task):
+        go_back(task)
+        assert all(torch.equal(part, kept[task][name]) for name, part in trainer.model.state_dict().items())
+        seen.append(task)
+    trainer.keep, trainer.go_back = noting, checking
+    trainer.run()
+    assert seen == trainer.schedule.left_out and seen and trainer.iteration == 16
+    assert all(trainer.steps[task] < 16 for task in seen)
 
 
 def test_choices_and_seeds_lead_to_different_models(tmp_path):
@@ -239,20 +288,21 @@ def test_equal_steps_are_as_many_and_on_a_schedule_of_their_own_length(tmp_path)
     trainer = trained(tmp_path, schedule="equal_steps")
     assert trainer.config.iterations == 3 and trainer.steps == dict.fromkeys(TOY, 3)
     assert trained(tmp_path).config.iterations == 6
+    assert trained(tmp_path, schedule="equal_steps", gradients="sum").config.iterations == 9
 
 
 @given(st.lists(st.integers(0, 500), min_size=2, max_size=12))
 def test_equal_steps_differ_by_less_than_a_round(steps):
     tasks = [f"task{number}" for number in range(len(steps))]
-    iterations = equal_iterations([dict(tasks=tasks, steps=dict(zip(tasks, steps)))], tasks)
+    iterations = equal_iterations([dict(tasks=tasks, steps=dict(zip(tasks, steps)))], tasks, len(tasks))
     assert abs(iterations * len(tasks) - sum(steps)) <= len(tasks) / 2 or iterations == 1
 
 
 def test_equal_steps_are_those_of_models_of_the_same_tasks_on_average():
     models = [dict(tasks=["a", "b"], steps=dict(a=10, b=20)), dict(tasks=["b", "a"], steps=dict(a=4, b=2)),
               dict(tasks=["a"], steps=dict(a=1))]
-    assert equal_iterations(models, ["a", "b"]) == 9
-    with pytest.raises(ValueError, match="no model of c"): equal_iterations(models, ["c"])
+    assert equal_iterations(models, ["a", "b"], 2) == 9 and equal_iterations(models, ["a", "b"], 1) == 18
+    with pytest.raises(ValueError, match="no model of c"): equal_iterations(models, ["c"], 1)
 
 
 def test_item_scores_come_back(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from vl12in1.training.schedules import (
-    Curriculum, DynamicStopAndGo, Proportional, RoundRobin, StopAndGo, linear_warmup, mixing_weights)
+    BackToBest, Curriculum, DynamicStopAndGo, Proportional, RoundRobin, StopAndGo, UniMax, capped_shares, linear_warmup, mixing_weights)
 
 GOLDEN = json.loads((Path(__file__).parent / "parity" / "dsg_golden.json").read_text())
 TASKS = ("vqa", "refcoco", "nlvr2")
@@ -178,7 +178,7 @@ def test_settings_reach_the_controllers():
 
 
 @pytest.mark.parametrize("schedule", [
-    RoundRobin(TASKS), Proportional(TASKS, SIZES), DynamicStopAndGo(RoundRobin(TASKS))])
+    RoundRobin(TASKS), Proportional(TASKS, SIZES), DynamicStopAndGo(RoundRobin(TASKS)), BackToBest(TASKS)])
 def test_scores_of_strangers_are_refused(schedule):
     with pytest.raises(ValueError, match="'vcr' is not in this schedule"): schedule.observe("vcr", .5)
 
@@ -237,3 +237,78 @@ def test_a_curriculum_makes_as_many_steps_as_round_robin_and_lets_tasks_in_by_or
         assert max(map(turn.count, turn)) - min(turn.count(task) for task in set(turn)) <= 1
         seen = [str(task) for task in entered]
     assert schedule.tasks_at(iterations) and set(schedule.tasks_at(iterations)) == set(tasks)
+
+
+# --- a cap on passes
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=12), st.floats(.1, 20), st.integers(1, 10_000))
+def test_no_task_is_repeated_more_than_allowed_and_the_rest_is_shared_evenly(sizes, passes, steps):
+    taken = capped_shares(sizes, steps, passes) * steps
+    assert taken.sum() == pytest.approx(steps)
+    if steps > passes * sum(sizes):  # no room: all are exceeded alike
+        assert taken / sizes == pytest.approx(np.full(len(sizes), steps / sum(sizes)))
+        return
+    caps = passes * np.array(sizes)
+    assert (taken <= caps * (1 + 1e-9)).all()
+    below = taken[taken < caps * (1 - 1e-9)]
+    assert below == pytest.approx(np.full(len(below), taken.max()))
+
+
+@pytest.mark.parametrize("sizes, passes, match", [([1, 0], 1, "examples"), ([1], 0, "passes 0"), ([1], -1, "passes -1")])
+def test_a_cap_that_means_nothing_is_refused(sizes, passes, match):
+    with pytest.raises(ValueError, match=match): capped_shares(sizes, 10, passes)
+
+
+def test_draws_under_a_cap_keep_to_it_in_the_long_run():
+    schedule = UniMax(TASKS, dict(vqa=1000, refcoco=100, nlvr2=25), steps=1200, passes=4, seed=3)
+    counts = Counter(task for i in range(400) for task in schedule.tasks_at(i))
+    assert [counts[task] for task in TASKS] == pytest.approx([700, 400, 100], abs=60)
+
+
+# --- back to where it was best
+
+def told(schedule, scores):
+    "What training does after each score of the first task; another one always improves."
+    for number, score in enumerate(scores):
+        schedule.observe("vqa", score)
+        schedule.observe("nlvr2", .1 + .01 * number)
+        yield schedule.keeps("vqa"), schedule.goes_back()
+
+
+@pytest.mark.parametrize("patience", [0, 1, 3])
+def test_a_task_is_left_out_when_it_has_not_improved_for_too_long(patience):
+    schedule = BackToBest(("vqa", "nlvr2"), patience)
+    found = list(told(schedule, [.5, .6] + [.55] * (patience + 1)))
+    assert [kept for kept, _ in found] == [True, True] + [False] * (patience + 1)
+    assert [went for _, went in found] == [None] * (patience + 2) + ["vqa"]
+    assert schedule.tasks_at(0) == ("nlvr2",) and schedule.stopped("vqa") and not schedule.stopped("nlvr2")
+    schedule.observe("vqa", .9)
+    assert schedule.tasks_at(1) == ("nlvr2",) and not schedule.keeps("vqa") and schedule.goes_back() is None
+
+
+def test_after_going_back_the_others_are_judged_anew():
+    schedule = BackToBest(TASKS, patience=0)
+    for task in TASKS: schedule.observe(task, .5)
+    for task in TASKS: schedule.observe(task, .4)
+    assert [schedule.goes_back() for _ in range(3)] == ["vqa", None, None]
+    schedule.observe("nlvr2", .3)
+    assert schedule.keeps("nlvr2")
+
+
+def test_when_all_have_over_fitted_nothing_steps():
+    schedule = BackToBest(("vqa",), patience=0)
+    for score in (.5, .4): schedule.observe("vqa", score)
+    assert schedule.goes_back() == "vqa" and schedule.tasks_at(5) == ()
+
+
+@given(events, events)
+def test_one_restored_midway_goes_back_alike(before, after):
+    schedule, again = BackToBest(TASKS, patience=1), BackToBest(TASKS, patience=1)
+    for task, score in before:
+        schedule.observe(task, score)
+        schedule.goes_back()
+    again.load_state_dict(json.loads(json.dumps(schedule.state_dict())))
+    for task, score in after:
+        for either in (schedule, again): either.observe(task, score)
+        assert schedule.goes_back() == again.goes_back() and schedule.tasks_at(0) == again.tasks_at(0)
+    assert again.state_dict() == schedule.state_dict()

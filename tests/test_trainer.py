@@ -257,6 +257,18 @@ def test_in_every_precision_a_run_learns_the_same(tmp_path, precision):
     assert all(weight.dtype == torch.float32 for weight in here.values())
 
 
+@pytest.mark.parametrize("rate", [0., 1e-3])
+def test_losses_after_a_step_differ_from_those_before_by_the_step_alone(tmp_path, rate):
+    run = toy.trainer(tmp_path, TASKS)
+    batches = [run.feeds[task].train[0] for task in TASKS]
+    run.seed_dropout(3)
+    for group in run.optimizer.param_groups: group["lr"] = rate
+    for batch in batches: run.descend(batch.task, batch)
+    before = [loss for _, loss in run.pending]
+    again = [run.losses_of(batches, 3) for _ in range(2)]
+    assert torch.equal(*map(torch.stack, again)) and torch.equal(torch.stack(before), torch.stack(again[0])) == (rate == 0)
+
+
 # --- what is left when something fails
 
 @pytest.mark.parametrize("change, words", [

@@ -9,6 +9,7 @@ __all__ = ['MODELS', 'FOLLOWING', 'FIELDS', 'REQUIRED', 'OTHER_SECTIONS', 'SCHED
            'serves', 'make_trainer', 'parameters_used']
 
 # %% ../../nbs/58_runs.ipynb #cbcfaecc
+import math
 import re
 from dataclasses import dataclass, fields, replace
 from graphlib import CycleError, TopologicalSorter
@@ -21,10 +22,10 @@ import torch
 from ..fields import did_you_mean, problems_of_fields, shown, suggestion
 from ..model.heads import TOKENS, with_tasks, with_tokens
 from ..tasks import ASKABLE, GROUPS, TASKS
-from .balancing import GRADIENTS, LOSSES
+from .balancing import GRADIENTS, LOSSES, Weighed
 from ..examples.batches import Examples
 from .feed import generator
-from .schedules import Curriculum, DynamicStopAndGo, Proportional, RoundRobin
+from .schedules import BackToBest, Curriculum, DynamicStopAndGo, Proportional, RoundRobin, UniMax
 from .trainer import Feed, Trainer, TrainingConfig
 
 # %% ../../nbs/58_runs.ipynb #d1b537da
@@ -49,8 +50,10 @@ class Run:
     - `tokens`: a task token for each `task`, for each `head`, or `none`
     - `schedule`: in which order tasks step, one of `SCHEDULES`
     - `stop_and_go`: whether a task that stopped improving rests until it forgets
-    - `losses`: how losses are weighed: `scaled` or `uncertainty`
-    - `gradients`: a step per task, `in_turn`; or one for all: `sum`, `pcgrad`
+    - `temperature`: of proportional draws: 1 by size, 2 by its root, a large one nearly evenly
+    - `passes`: over a task's data that `unimax` allows at most
+    - `losses`: how losses are weighed, one of `LOSSES`
+    - `gradients`: a step per task, `in_turn`; or one for all tasks, one of the other `GRADIENTS`
     - `after`: the run whose report it needs, for the schedules in `FOLLOWING`
     - `seeds`: which seeds it is repeated with: a key of the profile's `seeds`; an entry has to name it
     """
@@ -62,6 +65,8 @@ class Run:
     tokens: str = "task"
     schedule: str = "round_robin"
     stop_and_go: bool = False
+    temperature: float = 1.
+    passes: float = 4.
     losses: str = "scaled"
     gradients: str = "in_turn"
     after: str = ""
@@ -85,10 +90,11 @@ def _one_of(choices):
 
 _NAME = (lambda value: isinstance(value, str) and value != "", "a name")
 _FRACTION = (lambda value: type(value) in (int, float) and 0 < value <= 1, "a number above 0 and at most 1")
+_ABOVE = (lambda value: type(value) in (int, float) and 0 < value < math.inf, "a number above 0")
 _SWITCH = (lambda value: isinstance(value, bool), "true or false")
 FIELDS = dict(init=_NAME, kind=_NAME, data=_one_of(["clean", "all"]), fraction=_FRACTION, tokens=_one_of(TOKENS),
-              schedule=_one_of(["round_robin", "proportional", *FOLLOWING]), stop_and_go=_SWITCH, losses=_one_of(LOSSES),
-              gradients=_one_of(GRADIENTS), after=_NAME, seeds=_NAME)
+              schedule=_one_of(["round_robin", "proportional", "unimax", "back_to_best", *FOLLOWING]), stop_and_go=_SWITCH,
+              temperature=_ABOVE, passes=_ABOVE, losses=_one_of(LOSSES), gradients=_one_of(GRADIENTS), after=_NAME, seeds=_NAME)
 
 # %% ../../nbs/58_runs.ipynb #be840691
 MODEL_NAME = re.compile(r"\w[\w+-]*", re.ASCII)
@@ -114,6 +120,20 @@ def problems_of_models(models) -> list[str]:
     twice = [f"models: {name!r} stands there twice, but for capitals" for name in models if names.count(str(name).lower()) > 1]
     return twice + [problem for name, parts in models.items() for problem in problems_of_parts(name, parts)]
 
+# %% ../../nbs/58_runs.ipynb #58e00002
+NUMBERS = dict(temperature="proportional", passes="unimax")  # field -> the schedule that it belongs to
+
+def problems_together(entry) -> list[str]:
+    "What of an entry does not go together with the rest of it."
+    losses, schedule = str(entry.get("losses")), entry.get("schedule", "round_robin")
+    problems = [f"{field} belongs to schedule {wanted}, and is nothing to {schedule}"
+                for field, wanted in NUMBERS.items() if field in entry and schedule != wanted]
+    if losses in LOSSES and LOSSES[losses].together and entry.get("gradients") != "sum":
+        problems.append(f"losses {losses} are weighed all together, in one step for all tasks: gradients has to be sum")
+    if schedule == "back_to_best" and entry.get("stop_and_go"):
+        problems.append("schedule back_to_best takes the place of stop_and_go, which has to be false")
+    return problems
+
 # %% ../../nbs/58_runs.ipynb #1207e541
 REQUIRED = ("init", "kind", "seeds")
 
@@ -128,7 +148,7 @@ def problems_of(entry) -> list[str]:
         if key in entry and not fits(entry[key]): problems.append(f"{key} {shown(entry[key])} is not {allowed}")
     if (entry.get("schedule") in FOLLOWING) != ("after" in entry):
         problems.append(f"after names the run whose report is needed: for {', '.join(FOLLOWING)}, and for no other schedule")
-    return problems + problems_of_models(entry.get("models", "all"))
+    return problems + problems_together(entry) + problems_of_models(entry.get("models", "all"))
 
 def complaint(name, problems) -> str:
     "`problems` of the entry `name`, as one line."
@@ -244,19 +264,25 @@ def _curriculum(order, sizes, config):
     if not order: raise ValueError("a curriculum needs the tasks in the order of their difficulty")
     return Curriculum([task for task in order if task in sizes], config.iterations)
 
+def _unimax(run, sizes, config):
+    steps = {task: -(-size // config.batch_size(task)) for task, size in sizes.items()}
+    return UniMax(sizes, steps, config.iterations * len(sizes), run.passes, config.seed)
+
 SCHEDULES = {
-    "round_robin": lambda followed, sizes, config: RoundRobin(sizes),
-    "equal_steps": lambda followed, sizes, config: RoundRobin(sizes),
-    "proportional": lambda followed, sizes, config: Proportional(sizes, sizes, seed=config.seed),
-    "easy_first": lambda followed, sizes, config: _curriculum(easiest_first(followed), sizes, config),
-    "hard_first": lambda followed, sizes, config: _curriculum(easiest_first(followed)[::-1], sizes, config)}
+    "round_robin": lambda run, followed, sizes, config: RoundRobin(sizes),
+    "equal_steps": lambda run, followed, sizes, config: RoundRobin(sizes),
+    "proportional": lambda run, followed, sizes, config: Proportional(sizes, sizes, run.temperature, config.seed),
+    "unimax": lambda run, followed, sizes, config: _unimax(run, sizes, config),
+    "back_to_best": lambda run, followed, sizes, config: BackToBest(sizes),
+    "easy_first": lambda run, followed, sizes, config: _curriculum(easiest_first(followed), sizes, config),
+    "hard_first": lambda run, followed, sizes, config: _curriculum(easiest_first(followed)[::-1], sizes, config)}
 
 # %% ../../nbs/58_runs.ipynb #config-of
-def equal_iterations(trained, tasks) -> int:
-    "Iterations in which round robin of `tasks` takes as many steps as the models `trained` of these tasks took on average."
+def equal_iterations(trained, tasks, each) -> int:
+    "Iterations of `each` so many steps which are as many as the models `trained` of these `tasks` took on average."
     taken = [sum(model["steps"].values()) for model in trained if set(model["tasks"]) == set(tasks)]
     if not taken: raise ValueError(f"no model of {', '.join(tasks)} says how many steps are as many as it took")
-    return max(1, round(np.mean(taken) / len(tasks)))
+    return max(1, round(np.mean(taken) / each))
 
 def config_of(run, tasks, seed, training, followed=()) -> TrainingConfig:
     """How a model of `run` is trained: `training` is the profile's section of that name, `followed` the models of the run in
@@ -266,7 +292,8 @@ def config_of(run, tasks, seed, training, followed=()) -> TrainingConfig:
         raise ValueError(f"the profile's training.common and training.{run.kind}: {'; '.join(problems)}")
     config = TrainingConfig(**settings)
     if run.schedule != "equal_steps": return config
-    return replace(config, iterations=equal_iterations(followed, tasks))
+    each = len(tasks) if run.gradients == "in_turn" else 1
+    return replace(config, iterations=equal_iterations(followed, tasks, each))
 
 # %% ../../nbs/58_runs.ipynb #make-trainer
 def serves(table, rows) -> bool:
@@ -277,7 +304,7 @@ def make_trainer(run, tasks, seed, model, examples, training, folder, identity=N
     """Trainer of one model of `run`: `examples` as `read_examples` returns them, `training` the profile's section of that
     name, `followed` the models of the run in `run.after`, as its report has them."""
     config = config_of(run, tasks, seed, training, followed)
-    schedule = SCHEDULES[run.schedule](followed, {task: len(examples[task]["train"]) for task in tasks}, config)
+    schedule = SCHEDULES[run.schedule](run, followed, {task: len(examples[task]["train"]) for task in tasks}, config)
     if run.stop_and_go: schedule = DynamicStopAndGo(schedule, **training["stop_and_go"])
     feeds = {task: Feed.from_examples(examples[task]["train"], examples[task]["val"], config, run.fraction) for task in tasks}
     torch.manual_seed(seed)
@@ -285,8 +312,9 @@ def make_trainer(run, tasks, seed, model, examples, training, folder, identity=N
     if not serves(model.config.task_tokens, rows): model = with_tokens(model, rows)
     vocabularies = examples[tasks[0]]["train"].sources.vocabularies
     model = with_tasks(model, tasks, {name: len(words) for name, words in vocabularies.items()})
-    return Trainer(model, feeds, schedule, config, folder, identity, machine, LOSSES[run.losses](tasks),
-                   GRADIENTS[run.gradients](model))
+    losses = LOSSES[run.losses]({task: feed.train.steps for task, feed in feeds.items()})
+    gradients = Weighed(losses) if losses.together else GRADIENTS[run.gradients](model)
+    return Trainer(model, feeds, schedule, config, folder, identity, machine, losses, gradients)
 
 # %% ../../nbs/58_runs.ipynb #parameters-used
 def parameters_used(model, tasks) -> int:

@@ -169,7 +169,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, betas=(.9, config.beta2), eps=config.epsilon, fused=True)
         self.scaled = ScaledSteps(self.optimizer, self.machine)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.iteration, self.saved, self.history, self.pending, self.waiting = 0, 0, [], [], 0.
+        self.iteration, self.saved, self.history, self.pending, self.waiting, self.kept = 0, 0, [], [], 0., {}
         self.steps, self.losses = dict.fromkeys(feeds, 0), {task: [0., 0] for task in feeds}
 
 # %% ../../nbs/57_trainer.ipynb #e5700017
@@ -196,9 +196,13 @@ def iterate(self, iteration, readers):
     "One iteration: a step of each task that the schedule names, with its next batch, then validation."
     self.seed_dropout(iteration)
     self.set_rates(linear_warmup(iteration, self.config.iterations, self.config.warmup))
-    tasks = list(self.schedule.tasks_at(iteration))
-    for place, task in enumerate(tasks): self.descend(task, readers.take(task, (tasks[place + 1:] + tasks)[:AHEAD]))
+    tasks, seen, balance = list(self.schedule.tasks_at(iteration)), [], self.step.balance
+    for place, task in enumerate(tasks):
+        batch = readers.take(task, (tasks[place + 1:] + tasks)[:AHEAD])
+        self.descend(task, batch)
+        if balance.looks_back: seen.append(batch)
     self.gradients.end(self.scaled, self.sum_gradients)
+    balance.end(self.losses_of(seen, iteration))
     self.iteration = iteration + 1
     for task, loss in self.pending: self.count(task, loss.item())
     self.check_gradients()
@@ -235,7 +239,24 @@ def descend(self, task, batch):
         total += loss * part.weight
     self.gradients.add(self.scaled, self.sum_gradients)
     add_up([total], self.machine.processes)
+    self.step.balance.note(task, total)
     self.pending.append((task, total))
+
+# %% ../../nbs/57_trainer.ipynb #57e00002
+@method_of(Trainer)
+@torch.no_grad()
+def losses_of(self, batches, iteration) -> list[torch.Tensor]:
+    "The losses of an iteration's batches by the weights as they are now, scalars, of all processes."
+    if batches: self.seed_dropout(iteration)
+    losses = []
+    for batch in batches:
+        total = torch.zeros((), device=self.machine.device)
+        for part in split(batch, self.pairs_at_once(batch)):
+            with self.machine.autocast(): _, loss = self.step(part.to(self.machine.device))
+            total += loss * part.weight
+        losses.append(total)
+    add_up(losses, self.machine.processes)
+    return losses
 
 # %% ../../nbs/57_trainer.ipynb #count
 LARGEST_WEIGHT = torch.finfo(torch.float16).max  # 65504: what half precision can hold; weights that have learned something are far below
@@ -280,10 +301,33 @@ def validate(self):
         try: score = float(head_scores(self.model, feed.val, self.machine).mean())
         except NotFinite as error: raise self.diverged(error) from None
         self.schedule.observe(task, score)
+        if self.schedule.keeps(task): self.keep(task)
         total, n = self.losses[task]
         self.losses[task] = [0., 0]
         self.history.append(dict(iteration=self.iteration, task=task, steps=self.steps[task],
                                  loss=total / max(n, 1), score=score, stopped=self.schedule.stopped(task)))
+    if task := self.schedule.goes_back(): self.go_back(task)
+
+# %% ../../nbs/57_trainer.ipynb #57e00004
+def copied(state):
+    "A copy of a state that shares no memory with it, its tensors on the processor."
+    if isinstance(state, torch.Tensor): return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict): return {name: copied(part) for name, part in state.items()}
+    return [copied(part) for part in state] if isinstance(state, list) else state
+
+@method_of(Trainer)
+def keep(self, task):
+    "Keep the weights as they are for `task`, to go back to."
+    now = next((own for own in self.kept.values() if own["iteration"] == self.iteration), None)
+    parts = {name: part for name, part in self.parts().items() if name != "schedule"}
+    self.kept[task] = now or dict(iteration=self.iteration, **{name: copied(part.state_dict()) for name, part in parts.items()})
+
+@method_of(Trainer)
+def go_back(self, task):
+    "Go back to the weights that were kept for `task`; those of others are forgotten, whose scores are judged anew."
+    state, self.kept = self.kept[task], {}
+    for name, part in self.parts().items():
+        if name != "schedule": part.load_state_dict(state[name])
 
 # %% ../../nbs/57_trainer.ipynb #random-state
 @method_of(Trainer)
@@ -305,12 +349,13 @@ def state(self) -> dict:
     "All that a run has to know to go on: numbers, plain containers and tensors."
     counts = {name: getattr(self, name) for name in COUNTS}
     states = {name: part.state_dict() for name, part in self.parts().items()}
-    return dict(identity=self.identity, **counts, **states)
+    return dict(identity=self.identity, kept=self.kept, **counts, **states)
 
 @method_of(Trainer)
 def restore(self, state):
     "Put back everything that `state()` returned."
     for name in COUNTS: setattr(self, name, state[name])
+    self.kept = state.get("kept", {})  # earlier versions kept nothing
     for name, part in self.parts().items(): part.load_state_dict(state[name])
 
 # %% ../../nbs/57_trainer.ipynb #e5700012
