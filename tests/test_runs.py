@@ -95,6 +95,21 @@ def test_models_of_unknown_tasks_or_with_names_that_are_no_folders_are_refused(m
     with pytest.raises(ValueError, match=f"run 'at': models: {complaint}"): Run.of("at", MULTI | dict(models=models))
 
 
+@pytest.mark.parametrize("entry, complaint", [
+    (dict(loss_scales={"vqaa": 2.}), "loss_scales: 'vqaa' is no task of this run; did you mean 'vqa'"),
+    (dict(loss_scales={"vqa": 2.}, models={"pair": ["G2", "nlvr2"]}), "'vqa' is no task of this run; there are coco_retrieval, .*, nlvr2$"),
+    *((dict(loss_scales=scales), "is not tasks with a number above 0 each, such as {vqa: 2.0}")
+      for scales in (2., None, ["vqa"], {"vqa": 0}, {"vqa": -1}, {"vqa": "2"}, {"vqa": True}, {"vqa": float("inf")})),
+    (dict(loss_scales={"vqa": 2.}, losses="uncertainty"), "loss_scales are for losses: scaled, and for no other")])
+def test_factors_of_losses_that_would_change_nothing_or_everything_are_refused(entry, complaint):
+    with pytest.raises(ValueError, match=f"run 'at': .*{complaint}"): Run.of("at", MULTI | entry)
+
+
+def test_a_factor_of_a_loss_is_one_beside_that_of_the_task_table(tmp_path):
+    usual, scaled = trained(tmp_path).step.balance.scales, trained(tmp_path, loss_scales={"vqa": .5}).step.balance.scales
+    assert scaled == usual | dict(vqa=usual["vqa"] / 2)
+
+
 def test_everything_that_is_wrong_is_said_at_once():
     with pytest.raises(ValueError) as refused: Run.of("at", dict(kind=3, fraction=2, schedule="hard_first", stop="no", models={"a": ["b"]}))
     for part in ("init is missing", "seeds is missing", "kind 3", "fraction 2", "after names the run", "field 'stop'", "'a' has 'b'"):

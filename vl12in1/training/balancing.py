@@ -39,9 +39,10 @@ class ScaledLosses(Weighing):
     - `scales`: task -> factor of its loss
     """
 
-    def __init__(self, tasks):
+    def __init__(self, tasks, factors=None):
+        "`factors`: by how much some tasks count more or less than that, name -> number."
         super().__init__()
-        self.scales = loss_scales(tasks)
+        self.scales = {task: scale * (factors or {}).get(task, 1) for task, scale in loss_scales(tasks).items()}
 
     def forward(self, task, loss) -> torch.Tensor:
         "The loss of `task`, a scalar -> what is differentiated, a scalar."

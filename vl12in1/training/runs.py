@@ -11,7 +11,8 @@ __all__ = ['MODELS', 'FOLLOWING', 'FIELDS', 'REQUIRED', 'OTHER_SECTIONS', 'SCHED
 # %% ../../nbs/58_runs.ipynb #cbcfaecc
 import math
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -19,10 +20,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..fields import did_you_mean, problems_of_fields, shown, suggestion
+from ..fields import Rate, did_you_mean, fits, problems_of_fields, shown, suggestion
 from ..model.heads import TOKENS, with_tasks, with_tokens
 from ..tasks import ASKABLE, GROUPS, TASKS
-from .balancing import GRADIENTS, LOSSES, Weighed
+from .balancing import GRADIENTS, LOSSES, ScaledLosses, Weighed
 from ..examples.batches import Examples
 from .feed import generator
 from .schedules import BackToBest, Curriculum, DynamicStopAndGo, Proportional, RoundRobin, UniMax
@@ -53,6 +54,7 @@ class Run:
     - `temperature`: of proportional draws: 1 by size, 2 by its root, a large one nearly evenly
     - `passes`: over a task's data that `unimax` allows at most
     - `losses`: how losses are weighed, one of `LOSSES`
+    - `loss_scales`: with `scaled`, factors of some tasks' losses beside the paper's: task -> number above 0
     - `gradients`: a step per task, `in_turn`; or one for all tasks, one of the other `GRADIENTS`
     - `after`: the run whose report it needs, for the schedules in `FOLLOWING`
     - `seeds`: which seeds it is repeated with: a key of the profile's `seeds`; an entry has to name it
@@ -68,6 +70,7 @@ class Run:
     temperature: float = 1.
     passes: float = 4.
     losses: str = "scaled"
+    loss_scales: dict = field(default_factory=dict)
     gradients: str = "in_turn"
     after: str = ""
     seeds: str = "side"
@@ -120,6 +123,16 @@ def problems_of_models(models) -> list[str]:
     twice = [f"models: {name!r} stands there twice, but for capitals" for name in models if names.count(str(name).lower()) > 1]
     return twice + [problem for name, parts in models.items() for problem in problems_of_parts(name, parts)]
 
+# %% ../../nbs/58_runs.ipynb #58scal02
+def problems_of_scales(entry) -> list[str]:
+    "What is wrong with the field `loss_scales` of an entry whose `models` are right."
+    scales = entry.get("loss_scales", {})
+    if not isinstance(scales, dict) or not all(fits(scale, Rate) for scale in scales.values()):
+        return [f"loss_scales {shown(scales)} is not tasks with a number above 0 each, such as {{vqa: 2.0}}"]
+    if scales and entry.get("losses", "scaled") != "scaled": return ["loss_scales are for losses: scaled, and for no other"]
+    own = sorted({task for tasks in tasks_of(entry.get("models", "all")).values() for task in tasks})
+    return [f"loss_scales: {shown(task)} is no task of this run{suggestion(task, own)}" for task in scales if task not in own]
+
 # %% ../../nbs/58_runs.ipynb #58e00002
 NUMBERS = dict(temperature="proportional", passes="unimax")  # field -> the schedule that it belongs to
 
@@ -141,14 +154,14 @@ def problems_of(entry) -> list[str]:
     "Everything that is wrong with an entry of the grid, as far as it can be told from the entry alone."
     if not isinstance(entry, dict):
         return [f"{shown(entry)} is not fields with values, such as {{init: scratch, kind: multi, seeds: side}}"]
-    known = [field.name for field in fields(Run)]
+    known = [own.name for own in fields(Run)]
     problems = [f"unknown field {shown(key)}{suggestion(key, known)}" for key in entry if key not in known]
     problems += [f"{key} is missing" for key in REQUIRED if key not in entry]
-    for key, (fits, allowed) in FIELDS.items():
-        if key in entry and not fits(entry[key]): problems.append(f"{key} {shown(entry[key])} is not {allowed}")
+    for key, (allows, allowed) in FIELDS.items():
+        if key in entry and not allows(entry[key]): problems.append(f"{key} {shown(entry[key])} is not {allowed}")
     if (entry.get("schedule") in FOLLOWING) != ("after" in entry):
         problems.append(f"after names the run whose report is needed: for {', '.join(FOLLOWING)}, and for no other schedule")
-    return problems + problems_together(entry) + problems_of_models(entry.get("models", "all"))
+    return problems + problems_together(entry) + (problems_of_models(entry.get("models", "all")) or problems_of_scales(entry))
 
 def complaint(name, problems) -> str:
     "`problems` of the entry `name`, as one line."
@@ -175,10 +188,10 @@ def weights(folder, model, seed=None, place=0) -> Path:
 # %% ../../nbs/58_runs.ipynb #31bb941b
 def problems_of_seeds(seeds) -> list[str]:
     "What is wrong with the profile's `seeds`: name -> list of the seeds that models are trained with; empty: no model is."
-    def fits(own):
+    def different(own):
         return isinstance(own, list) and all(type(seed) is int and seed >= 0 for seed in own) and len(set(own)) == len(own)
     return [f"seeds: {name} is {own!r}, which is not a list of different whole numbers from 0 on, such as [0, 1, 2]"
-            for name, own in seeds.items() if not fits(own)]
+            for name, own in seeds.items() if not different(own)]
 
 def all_seeds(seeds) -> list[int]:
     "The seeds of all lists, which untrained and pre-trained models have; ValueError that names every list that is none."
@@ -312,7 +325,8 @@ def make_trainer(run, tasks, seed, model, examples, training, folder, identity=N
     if not serves(model.config.task_tokens, rows): model = with_tokens(model, rows)
     vocabularies = examples[tasks[0]]["train"].sources.vocabularies
     model = with_tasks(model, tasks, {name: len(words) for name, words in vocabularies.items()})
-    losses = LOSSES[run.losses]({task: feed.train.steps for task, feed in feeds.items()})
+    weigh = partial(ScaledLosses, factors=run.loss_scales) if run.loss_scales else LOSSES[run.losses]
+    losses = weigh({task: feed.train.steps for task, feed in feeds.items()})
     gradients = Weighed(losses) if losses.together else GRADIENTS[run.gradients](model)
     return Trainer(model, feeds, schedule, config, folder, identity, machine, losses, gradients)
 
