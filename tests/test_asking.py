@@ -3,6 +3,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,9 +187,20 @@ def test_answers_of_another_model_are_refused(desk, monkeypatch, tmp_path):
     write_published(TwelveInOne.from_pretrained(desk / "model"), "published.bin")
     (tmp_path / "vocab.txt").write_text("\n".join(toy.WORDS) + "\n")
     (tmp_path / "vqa.json").write_text(json.dumps(["yes", "no", "maybe"]))
-    with pytest.raises(SystemExit, match="answers_vqa.json: 3 entries, but the head answer_vqa has 2 outputs"):
+    with pytest.raises(SystemExit, match="vqa.json: 3 entries, but the head answer_vqa has 2 outputs"):
         main("convert published.bin again --config published.json --words vocab.txt --answers vqa=vqa.json".split())
     assert not (tmp_path / "again").exists()
+
+
+def test_word_pieces_of_another_model_are_refused_by_the_name_of_their_file(desk, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    write_published(TwelveInOne.from_pretrained(desk / "model"), "published.bin")
+    Path("lists").mkdir()
+    Path("lists/pieces.txt").write_text("\n".join(toy.WORDS[:-1]) + "\n")
+    Path("lists/answers.json").write_text(json.dumps(["yes"]))
+    convert = "convert published.bin again --config published.json --words lists/pieces.txt".split()
+    with pytest.raises(SystemExit, match=f"lists/pieces.txt: {len(toy.WORDS) - 1} entries, but the table of words"): main(convert)
+    with pytest.raises(SystemExit, match="lists/answers.json: 1 entries"): main([*convert, "--answers", "vqa=lists/answers.json"])
 
 
 # ---- regions of a folder of pictures

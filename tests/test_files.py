@@ -2,6 +2,7 @@
 import os
 import pickle
 import pickletools
+import re
 import subprocess
 import sys
 from collections import OrderedDict
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vl12in1.files import StandIn, open_picture, plain_pickle, regular, written
+import vl12in1
+from vl12in1.files import StandIn, open_picture, plain_pickle, regular, write_array, written
 
 RECORDS = [{"id": 1, "tokens": ["left", "Tasse", "caf\xe9", "\u732b"], "box": [1.5, -2, 2 ** 40, True, None], "raw": "x" * 300, "more": {}}]
 
@@ -47,6 +49,35 @@ def test_a_place_where_no_file_can_be_is_named(tmp_path, name):
 def test_a_name_of_the_longest_kind_is_written(tmp_path):
     with written(tmp_path / ("x" * 255)) as part: part.write_text("text")
     assert (tmp_path / ("x" * 255)).read_text() == "text"
+
+
+@pytest.mark.parametrize("name", ["scores", "x" * 255, "od[d]*.txt"])
+def test_what_a_killed_process_left_is_removed_at_the_next_write(tmp_path, name):
+    code = f"from vl12in1.files import written\nimport os\nwith written({str(tmp_path / name)!r}) as part: os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert len([*tmp_path.iterdir()]) == 1
+    others = [".scores.0.part", ".other.4000000.part", f".scores.{os.getppid()}.part", ".scores.x.part", f".scores.{'9' * 30}.part"]
+    for other in others: (tmp_path / other).touch()
+    with written(tmp_path / name) as part: part.write_text("text")
+    assert {path.name for path in tmp_path.iterdir()} == {name, *others}
+
+
+@pytest.mark.parametrize("array", [np.arange(6, dtype=np.int32).reshape(2, 3).T, np.zeros((0, 3)), np.array([], int), np.float32(2)])
+def test_arrays_are_the_bytes_of_numpy(tmp_path, array):
+    write_array(tmp_path / "own.npy", array)
+    np.save(tmp_path / "other.npy", np.ascontiguousarray(array))
+    assert (tmp_path / "own.npy").read_bytes() == (tmp_path / "other.npy").read_bytes()
+
+
+ELSEWHERE = {"study/", "world/", "toy.py", "regions/together.py"}  # which write what is made again
+
+
+def test_files_are_written_whole_by_all_that_write_them():
+    own = Path(vl12in1.__file__).parent
+    modules = [path for path in own.rglob("*.py") if not path.relative_to(own).as_posix().startswith(tuple(ELSEWHERE))]
+    assert modules and [f"{path.name}: {line.strip()}" for path in modules for line in path.read_text().splitlines()
+                        if re.search(r"\.write_(text|bytes)\(|np\.save\(|\.to_csv\([^)]*path", line)
+                        and "with written(" not in line and "part.write" not in line] == []
 
 
 # --- regular, open_picture

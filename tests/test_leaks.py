@@ -95,6 +95,15 @@ def test_numbers_that_a_file_does_not_hold(tmp_path):
     assert leaks.read_image_list(tmp_path / "none.npy", "coco") == set()
 
 
+@pytest.mark.parametrize("old, new", [(b"{", b"{" * 50), (b"(5,)", b"((5,"), (b"'<i8'", b"'|O8'"), (b"False", b"Fa\0se")])
+def test_an_array_whose_header_is_damaged_is_named(tmp_path, old, new):
+    np.save(tmp_path / "ids.npy", np.arange(5))
+    content = (tmp_path / "ids.npy").read_bytes()
+    header = content[10:128].replace(old, new).rstrip().ljust(117)[:117] + b"\n"
+    (tmp_path / "ids.npy").write_bytes(content[:10] + header + content[128:])
+    with pytest.raises(ValueError, match="ids.npy: no array of names"): leaks.read_image_list(tmp_path / "ids.npy", "coco")
+
+
 def test_a_statement_of_nlvr2_stands_for_both_pictures(tmp_path):
     (tmp_path / "list.txt").write_text("dev-850-0-1\ntest1-3-2\ntrain-1-0-img1.png\n")
     assert leaks.read_image_list(tmp_path / "list.txt", "nlvr2") == {f"nlvr2:{name}" for name in (

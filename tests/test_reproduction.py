@@ -1,4 +1,5 @@
 "Two studies compared: what is told apart, what is not, and what cannot be compared."
+import json
 import shutil
 import subprocess
 
@@ -78,7 +79,15 @@ def test_without_seeds_nothing_is_judged(tmp_path):
     assert "no run of either has several seeds" in report and not compare_cells(Results(ours), Results(theirs)).differs.any()
 
 
+def lose_seed(path):
+    content = json.loads(path.read_text())
+    content["all"]["seed9"] = content["all"].pop("seed0")
+    path.write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize("break_it, message", [
+    (lambda folder: lose_seed(folder / "scores/at.json"), "theirs/scores/at.json: not as the study writes it"),
+    (lambda folder: lose_seed(folder / "metrics/at.json"), "theirs/metrics/at.json: not as the study writes it"),
     (lambda folder: (folder / "index.csv").unlink(), "no index.csv; give a folder of reports"),
     (shutil.rmtree, "no index.csv; give a folder of reports"),
     (lambda folder: study(folder, data="the corpora in `data/`"), "only the same study can be compared"),

@@ -38,6 +38,11 @@ def test_what_a_field_cannot_be_is_named_with_what_it_can(config, field, values)
         assert ", not " in str(error.value)
 
 
+@pytest.mark.parametrize("value", [10 ** 400, -10 ** 400, 10 ** 5000], ids=["large", "negative", "larger"])
+def test_a_number_that_no_float_holds_is_none(value):
+    with pytest.raises(ValueError, match="learning_rate is .*, not a number above 0"): TrainingConfig(iterations=1, learning_rate=value)
+
+
 def test_numbers_of_numpy_are_numbers():
     assert TrainingConfig(np.int64(3), learning_rate=np.float32(.5), warmup=1).iterations == 3
 
@@ -101,6 +106,8 @@ PARAMS, PROFILE = "params.yaml", "profiles/miniature.yaml"
     (PROFILE, "single: {iterations: 500}", "single: {iterations: 0}", "training: single: iterations is 0, not a whole number from 1"),
     (PROFILE, "single: {iterations: 500}", "single: {iterations: 500, iterations: 5}", "no YAML ('iterations' stands there twice"),
     (PROFILE, "single: {iterations: 500}", "single: {}", "training: single: iterations is missing"),
+    (PROFILE, "long: {", "lnog: {", "kind 'long' is not one of single, few, multi, finetune, lnog (profiles/miniature.yaml: training)"),
+    (PROFILE, "side: [0]", "sdie: [0]", "more: seeds 'side' is not one of main, sdie, extra, beyond (profiles/miniature.yaml: seeds)"),
     (PROFILE, "learning_rate: 1.0e-3", "learning_rate: 1e-3", "common: learning_rate is '1e-3' (it is text; as a number: 0.001)"),
     (PROFILE, "learning_rate: 1.0e-3", "learning_rate: .nan", "common: learning_rate is nan"),
     (PROFILE, "learning_rate: 1.0e-3", "learning_rate: -1.0", "common: learning_rate is -1.0, not a number above 0"),

@@ -202,7 +202,7 @@ def test_predictions_of_another_split_are_not_written(task, tmp_path):
 def test_a_write_that_breaks_off_leaves_the_file_of_before(tmp_path, monkeypatch):
     frame, predictions = example("vqa")
     before = write_submission("vqa", frame, predictions, tmp_path).read_text()
-    monkeypatch.setattr(Path, "write_bytes", lambda path, data: (path.open("wb").write(data[:9]), 1 / 0))
+    monkeypatch.setattr(Path, "write_text", lambda path, text, encoding: (path.open("w").write(text[:9]), 1 / 0))
     with pytest.raises(ZeroDivisionError): write_submission("vqa", frame, predictions.assign(prediction="new"), tmp_path)
     assert (tmp_path / "vqa.json").read_text() == before
 

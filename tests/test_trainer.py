@@ -298,6 +298,13 @@ def test_no_step_is_taken_along_a_gradient_that_is_not_finite(tmp_path, gradient
     assert run.history == [] and not (tmp_path / "run/checkpoint.pt").exists()
 
 
+def test_float16_does_not_leave_out_steps_for_ever(tmp_path):
+    run = toy.trainer(tmp_path, tasks=("refcoco",), iterations=100)
+    run.schedule, run.scaled = RoundRobin(["refcoco"]), ScaledSteps(run.optimizer, Machine(precision="float16"))
+    run.model.heads["ground"].classifier.weight.register_hook(lambda gradient: gradient * np.nan)
+    with pytest.raises(FloatingPointError, match=r"iteration 41: no gradient is finite in float16.*lower learning_rate"): run.run()
+
+
 def test_an_answer_that_is_no_number_is_no_score(tmp_path):
     run = toy.trainer(tmp_path, tasks=("refcoco",), iterations=2, validate_every=.1)
     def spoil(encoder, _, said):

@@ -17,6 +17,7 @@ import pandas as pd
 from . import corpora
 from .corpora import CorpusError
 from .corpora.frames import read_json
+from .files import write_text
 from .tasks import TASKS
 
 # %% ../nbs/38_cleaning.ipynb #tested
@@ -181,7 +182,7 @@ def save_images(images: set[str], path: str | Path) -> None:
         collection, _, id = key.partition(":")
         collections.setdefault(collection, []).append(id)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(collections, indent=1) + "\n")
+    write_text(path, json.dumps(collections, indent=1) + "\n")
 
 def load_images(path: str | Path) -> set[str]:
     "The image keys that `save_images` wrote; CorpusError for a file that it did not write."

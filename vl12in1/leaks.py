@@ -15,7 +15,7 @@ from . import corpora
 from .cleaning import drop_images, load_images, overlap_examples, test_images
 from .corpora import CorpusError
 from .corpora.frames import read_json, text_lines
-from .files import regular
+from .files import regular, write_array
 
 # %% ../nbs/38a_leaks.ipynb #canonical
 _visual_genome = r"(?:v7w_)?0*(?P<visual_genome>\d+)|(?P<gqa>n\d+)", "VG_100K/2375429.jpg, v7w_2375429 or n161313"
@@ -67,7 +67,8 @@ def _lists(file: Path, collection) -> dict[str | None, list]:
     "Names by collection in a file of any of the three kinds; nothing in it is executed."
     if file.suffix == ".npy":
         regular(file)
-        return {collection: np.lib.format.open_memmap(file, mode="r").ravel().tolist()}
+        try: return {collection: np.lib.format.open_memmap(file, mode="r").ravel().tolist()}
+        except Exception as error: raise ValueError(f"no array of names ({error}); get it again") from None  # its header can raise anything
     if file.suffix == ".json": return _listed(read_json(file), collection)
     with text_lines(file) as lines: names = [line.decode().strip() for line in lines if line.strip()]
     if not names: raise ValueError("nothing in it; expected a name a line")
@@ -112,7 +113,7 @@ def save_published(images: set[str],          # image keys
     names = [name.partition(":") for name in images | aliases]
     for stem, collection in _LISTS.items():
         ids = [int(id) for owner, _, id in names if owner == collection]
-        np.save(folder / f"{stem}_test_ids.npy", np.sort(np.array(ids, dtype=np.int64)))
+        write_array(folder / f"{stem}_test_ids.npy", np.sort(np.array(ids, dtype=np.int64)))
 
 # %% ../nbs/38a_leaks.ipynb #leak-report
 def leak_report(root: str | Path,                    # folder of the corpora

@@ -23,6 +23,14 @@ def memory() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
+def resident(name) -> int:
+    "Bytes of memory that this process holds (`VmRSS`), or has held at most since `forget_peak` (`VmHWM`)."
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:")) * 1024
+
+
+def forget_peak(): Path("/proc/self/clear_refs").write_text("5")
+
+
 def limit(seconds, more, largest):
     "Let this process run for so many seconds, with `more` bytes of memory than it has, and write files of at most `largest` bytes."
     if seconds: signal.alarm(seconds)

@@ -2,7 +2,8 @@
 else that the file now says, or refuse it with an error that names it. Anything else is a finding, which its seed makes again.
 
 `python tests/faults/fuzzing.py COUNT [TARGET …]` tries so many inputs of each target; `TARGET:SEED` makes one again and shows it. The
-last line is JSON: how many ended in which way."""
+last line is JSON: how many ended in which way, and the `most` that one of them took, seconds and megabytes beyond what was there, each
+with its seed."""
 import json
 import os
 import random
@@ -17,7 +18,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Callable, NamedTuple
 
 sys.path[:0] = [str(Path(__file__).parents[1])] * (__name__ == "__main__")
 
@@ -30,7 +31,7 @@ from PIL import Image
 
 import published
 import toy
-from faults.children import limit
+from faults.children import forget_peak, limit, resident
 from faults.damage import damaged
 from vl12in1 import corpora
 from vl12in1.evaluation.records import read_item_scores, write_item_scores
@@ -238,11 +239,12 @@ TARGETS = {
 
 # ---- one input
 
-def plain(value):
+def plain(value, depth=0):
     "A value as text that is the same for the same contents."
-    if isinstance(value, dict): return [(key, plain(item)) for key, item in value.items()]
+    if depth == 50: return repr(value)  # which goes deeper
+    if isinstance(value, dict): return [(key, plain(item, depth + 1)) for key, item in value.items()]
     if isinstance(value, pd.DataFrame): return repr(value.to_dict("list"))
-    if isinstance(value, (list, tuple)): return [plain(item) for item in value]
+    if isinstance(value, (list, tuple)): return [plain(item, depth + 1) for item in value]
     return repr(value)
 
 
@@ -286,19 +288,32 @@ def try_all(name, seeds, folder, log):
             shutil.rmtree(folder / target.scratch, ignore_errors=True)
             path, what = spoil(target, name, seed, folder, files)
             said.write(json.dumps(dict(seed=seed, file=str(path), damage=what)) + "\n")
+            forget_peak()
             signal.alarm(SECONDS)
+            held, start = resident("VmRSS"), time.perf_counter()
             end = judged(target, folder, path, what, before)
+            took = dict(seconds=round(time.perf_counter() - start, 2), megabytes=max(0, resident("VmHWM") - held) >> 20)
             signal.alarm(0)
             if Path("executed").exists() or (folder / "executed").exists(): end = "code in the file was executed"
-            said.write(json.dumps(dict(end=end)) + "\n")
+            said.write(json.dumps(dict(end=end, **took)) + "\n")
             for other in set(folder.rglob("*")) - {folder / each for each in files}:
                 if other.is_file() and target.scratch not in other.parts: other.unlink()
             for each in files:
                 if each == path or not (folder / each).exists(): (folder / each).write_bytes(files[each])
 
 
-def outcomes(name, seeds, folder=None):
-    "(seed, file, damage, end) of every seed; a child that is lost is an end, too, and another one goes on."
+class Outcome(NamedTuple):
+    "What became of an input: its `seed`, the `file` and its `damage`, how it ended, and what that took."
+    seed: int
+    file: str
+    damage: str
+    end: str
+    seconds: float = 0
+    megabytes: int = 0
+
+
+def outcomes(name, seeds):
+    "The outcome of every seed; a child that is lost is an end, too, and another one goes on."
     left, found = list(seeds), []
     while left:
         with tempfile.TemporaryDirectory() as temporary:
@@ -323,8 +338,8 @@ def outcomes(name, seeds, folder=None):
             rows = [line | lines[at + 1] if at + 1 < len(lines) else line | dict(end=f"lost: status {status}")
                     for at, line in enumerate(lines) if "seed" in line]
             if not rows: raise RuntimeError(f"{name}: {Path(temporary, 'error').read_text()[-3000:]}")
-            found += [(row["seed"], row["file"], row["damage"], row["end"]) for row in rows]
-            if status == 1: raise RuntimeError(f"{name}:{found[-1][0]}: {Path(temporary, 'error').read_text()[-3000:]}")
+            found += [Outcome(**row) for row in rows]
+            if status == 1: raise RuntimeError(f"{name}:{found[-1].seed}: {Path(temporary, 'error').read_text()[-3000:]}")
             left = left[len(rows):]
     return found
 
@@ -333,10 +348,11 @@ GOOD = ("same", "other", "refused")
 
 
 def findings(name, seeds):
-    "Lines about the inputs that ended in another way, and how many ended in each."
+    "Lines about the inputs that ended in another way, how many ended in each, and the `most` that one took."
     ends = outcomes(name, seeds)
-    wrong = [f"{name}:{seed} {file}, {damage}: {end}" for seed, file, damage, end in ends if end not in GOOD]
-    return wrong, pd.Series([end for *_, end in ends if end in GOOD], dtype=object).value_counts().to_dict()
+    wrong = [f"{name}:{one.seed} {one.file}, {one.damage}: {one.end}" for one in ends if one.end not in GOOD]
+    most = {unit: max((getattr(one, unit), f"{name}:{one.seed}") for one in ends) for unit in ("seconds", "megabytes")}
+    return wrong, Counter(one.end for one in ends if one.end in GOOD), most
 
 
 def main():
@@ -344,13 +360,15 @@ def main():
     if ":" in count:
         name, _, seed = count.rpartition(":")
         return print(*outcomes(name, [int(seed)])[0], sep="\n")
-    total = Counter()
+    total, highest = Counter(), dict(seconds=(0, ""), megabytes=(0, ""))
     for name in names or TARGETS:
         start = time.time()
-        wrong, ends = findings(name, range(int(count)))
-        total += Counter(ends) + Counter(otherwise=len(wrong))
-        print(f"{name}: {ends}, {len(wrong)} findings, {time.time() - start:.0f} s", *wrong, sep="\n  ", flush=True)
-    print(json.dumps(total))
+        wrong, ends, most = findings(name, range(int(count)))
+        total += ends + Counter(otherwise=len(wrong))
+        highest = {unit: max(highest[unit], most[unit]) for unit in highest}
+        print(f"{name}: {dict(ends)}, {len(wrong)} findings, {time.time() - start:.0f} s, at most {most['seconds'][0]:.1f} s and "
+              f"{most['megabytes'][0]} MB for one", *wrong, sep="\n  ", flush=True)
+    print(json.dumps(total | dict(most=highest)))
     sys.exit(total["otherwise"] > 0)
 
 

@@ -15,9 +15,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from .frames import (CorpusError, Records, blocks, by_split, choose, distinct, frame, gather, json_items, lookup,
-                                    nested, read_blocks, read_json, shown, stack)
+                                    nested, read_blocks, read_json, stack)
 from .images import optional, spelling, visual_genome_images
 from .layout import counted, find_files, release_of, upstream, upstream_files
+from ..fields import shown
 
 # %% ../../nbs/22_answering.ipynb #last-images
 def last_images(images, count: float) -> set:

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..fields import shown
 from ..files import plain_pickle, regular
 
 # %% ../../nbs/20_frames.ipynb #corpuserror
@@ -232,11 +233,6 @@ def read_pickle(file):
         raise CorpusError(file, problem=f"not a pickle of plain values: {error}") from None
 
 # %% ../../nbs/20_frames.ipynb #shown
-def shown(value) -> str:
-    "A value as an error quotes it, cut to sixty characters."
-    try: return f"{value!r:.60}"
-    except (ValueError, RecursionError): return f"a {type(value).__name__} too large to be shown"
-
 def unstorable(values) -> int | None:
     "Index of the first value that JSON can write and no table can hold: a number of more than 64 bits, half of a character."
     numbers = [value for value in values if type(value) is int]

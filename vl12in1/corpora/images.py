@@ -14,8 +14,9 @@ from types import NoneType
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from .frames import CorpusError, Records, blocks, choose, json_lines, read_json, records, shown, text_lines
+from .frames import CorpusError, Records, blocks, choose, json_lines, read_json, records, text_lines
 from .layout import EXTRA_FILES, RELEASES, counted, find_files, upstream
+from ..fields import shown
 
 # %% ../../nbs/21_images.ipynb #spelling
 def spelling(records: Records, *names: str) -> str:

@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 
 from ..boxes import xywh_to_xyxy
-from .frames import Records, lookup, nested, read_blocks, shown, stack
+from .frames import Records, lookup, nested, read_blocks, stack
 from .images import optional, spelling, visual_genome_images
 from .layout import upstream
+from ..fields import shown
 
 # %% ../../nbs/27_objects.ipynb #strings
 _half_characters = re.compile("[\ud800-\udfff]")  # JSON can write them, no table can hold them

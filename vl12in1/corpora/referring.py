@@ -15,9 +15,10 @@ import pandas as pd
 from ..boxes import xywh_to_xyxy
 from .answering import last_images
 from .frames import (Records, blocks, box_column, by_split, choose, distinct, fractions, frame, gather, inner,
-                                    json_lines, lookup, nested, read_json, read_pickle, records, shown, stack)
+                                    json_lines, lookup, nested, read_json, read_pickle, records, stack)
 from .images import visual_genome_images
 from .layout import RELEASES, counted, release_of, upstream
+from ..fields import shown
 
 # %% ../../nbs/24_referring.ipynb #places
 def _places(records: Records, field: str) -> dict[int, int]:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from .frames import (CorpusError, Records, by_split, lookup, nested, read_blocks, read_json, records, shown, stack,
+from .frames import (CorpusError, Records, by_split, lookup, nested, read_blocks, read_json, records, stack,
                                     text_lines)
 from .images import genome_aliases
 from .layout import counted, release_of, upstream
+from ..fields import shown
 
 # %% ../../nbs/23_retrieval.ipynb #apart
 def apart(splits: dict[str, pd.DataFrame], file) -> dict[str, pd.DataFrame]:

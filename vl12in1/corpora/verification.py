@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from .frames import CorpusError, Records, blocks, frame, json_lines, lookup, records, shown, stack, text_lines
+from .frames import CorpusError, Records, blocks, frame, json_lines, lookup, records, stack, text_lines
 from .images import genome_aliases, nlvr2_aliases
 from .layout import counted, release_of, upstream
 from .retrieval import apart, flickr30k_keys, renamed
+from ..fields import shown
 
 # %% ../../nbs/25_verification.ipynb #nlvr2-file
 def _statements(statements: Records, split: str) -> dict:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..boxes import to_fractions, xywh_to_xyxy
-from ..files import written
+from ..files import write_text
 from ..tasks import ASKABLE
 
 # %% ../../nbs/62_submissions.ipynb #submissionerror
@@ -229,7 +229,7 @@ def write_submission(task, frame, predictions, folder) -> Path:
     text = form.dumps(records)
     predictions_from(form, records_from(form, text, file), frame, file)
     folder.mkdir(parents=True, exist_ok=True)
-    with written(file) as part: part.write_bytes(text.encode())
+    write_text(file, text)
     return file
 
 # %% ../../nbs/62_submissions.ipynb #write-items
@@ -238,7 +238,7 @@ def write_items(predictions, path) -> None:
     def in_a_cell(prediction): return prediction if isinstance(prediction, str) else json.dumps(prediction)
     rows = [dict(task=task, uid=uid, score=score, prediction=in_a_cell(prediction)) for task, items in predictions.items()
             for uid, score, prediction in zip(items.uid, items.score, items.prediction)]
-    pd.DataFrame(rows, columns=["task", "uid", "score", "prediction"]).to_csv(path, index=False, lineterminator="\n")
+    write_text(path, pd.DataFrame(rows, columns=["task", "uid", "score", "prediction"]).to_csv(index=False, lineterminator="\n"))
 
 def read_items(path) -> dict[str, pd.DataFrame]:
     "Task -> `uid`, `score`, `prediction`, as `write_items` got them."

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..files import write_array, write_text
 from ..regions import RegionStore, StoreError
 from ..weights import read_json
 
@@ -83,10 +84,10 @@ def write_neighbours(store: RegionStore, collections, folder, device="cpu") -> N
     for collection in collections:
         keys = [key for key in store.keys() if key.startswith(f"{collection}:")]
         if len(keys) < 2: continue
-        np.save(folder / f"{collection}.npy", nearest(mean_features(store, keys), how_many(len(keys)), device=device))
-        (folder / f"{collection}.txt").write_text("\n".join(keys), encoding="utf-8")
+        write_array(folder / f"{collection}.npy", nearest(mean_features(store, keys), how_many(len(keys)), device=device))
+        write_text(folder / f"{collection}.txt", "\n".join(keys))
         written.append(collection)
-    (folder / "manifest.json").write_text(json.dumps(dict(regions=digest(store), collections=written)) + "\n")
+    write_text(folder / "manifest.json", json.dumps(dict(regions=digest(store), collections=written)) + "\n")
 
 # %% ../../nbs/50b_neighbours.ipynb #read-places
 def read_places(folder, collection) -> tuple[list[str], np.ndarray]:

@@ -46,6 +46,7 @@ def as_objects(array: pa.Array) -> list:
 def _read_column(path, name: str):
     "One column of a file that `write_frames` wrote."
     column = parquet.read_table(path, columns=[name]).column(0)
+    column.validate(full=True)  # texts may be none
     return as_objects(column.combine_chunks()) if pa.types.is_list(column.type) else column.to_pandas()
 
 def read_frame(path) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from ..answers import normalise_answer, soft_scores
+from ..files import write_text
 from ..tasks import TASKS
 from ..weights import CheckpointError, read_text
 
@@ -46,7 +47,7 @@ def build_wordpieces(texts, size=30522, minimum=2) -> list[str]:
 # %% ../../nbs/50_text.ipynb #write-wordpieces
 def write_wordpieces(pieces, path):
     "Write a vocabulary as BERT's `vocab.txt`: one piece per line, the line number is its id."
-    Path(path).write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
+    write_text(path, "".join(f"{piece}\n" for piece in pieces))
 
 def read_wordpieces(path) -> list[str]:
     "The pieces of a `vocab.txt`; CheckpointError if it cannot be read, or holds none."
@@ -191,7 +192,7 @@ class AnswerVocabulary:
 
     def save(self, path):
         "Write the list as JSON."
-        Path(path).write_text(json.dumps(self.answers, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(self.answers, ensure_ascii=False, indent=0) + "\n")
 
 # %% ../../nbs/50_text.ipynb #50al0002
 def published_answers(data) -> tuple[dict[str, Path], list[Path]]:

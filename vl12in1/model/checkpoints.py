@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from ..files import write_text
 from .blocks import initialise
 from .gated import GatedConfig
 from .heads import TwelveInOne
@@ -312,7 +313,7 @@ def write_published(model, path):
     if path.suffix == ".safetensors": state = unshared(state)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(state, path)
-    path.with_suffix(".json").write_text(json.dumps(config, indent=1) + "\n")
+    write_text(path.with_suffix(".json"), json.dumps(config, indent=1) + "\n")
 
 # %% ../../nbs/47_checkpoints.ipynb #read-volta
 def read_volta(weights, config, into=None, fresh=(), vocabularies=None, strict=True):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ..files import write_text
 from .interface import EncoderConfig
 from ..weights import CheckpointError, Tensors, open_tensors, read_json, read_text, write_tensors
 
@@ -70,13 +71,13 @@ def digest_of(words) -> str:
 def write_assets(assets: Assets, folder: Path):
     "Writes what `read_assets` reads: `vocab.txt`, `answers_<vocabulary>.json`, `origin.json`; of another model's words none stay."
     for path in [folder / "vocab.txt", *folder.glob("answers_*.json")]: path.unlink(missing_ok=True)
-    if assets.pieces: (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in assets.pieces), encoding="utf-8")
+    if assets.pieces: write_text(folder / "vocab.txt", "".join(f"{piece}\n" for piece in assets.pieces))
     for vocabulary, answers in assets.answers.items():
         text = json.dumps(answers, ensure_ascii=False, indent=0)
-        (folder / f"answers_{vocabulary}.json").write_text(text + "\n", encoding="utf-8")
+        write_text(folder / f"answers_{vocabulary}.json", text + "\n")
     origin = {name: value for name, value in asdict(assets).items() if name in ("tasks", "regions", "data")}
     origin["words"] = {name: digest_of(words) for name, words in word_lists(assets).items()}
-    (folder / "origin.json").write_text(json.dumps(origin, indent=1) + "\n")
+    write_text(folder / "origin.json", json.dumps(origin, indent=1) + "\n")
 
 # %% ../../nbs/43_saving.ipynb #read-words
 def distinct_words(words, path) -> tuple[str, ...]:
@@ -100,11 +101,12 @@ def read_assets(folder: Path) -> Assets:
     return Assets(distinct_words(words, pieces), answers, **record)
 
 # %% ../../nbs/43_saving.ipynb #check-lengths
-def check_lengths(assets: Assets, settings: dict, folder: Path):
-    "CheckpointError if a list of words is not as long as the table of words, or as its head is wide, by the model's `settings`."
+def check_lengths(assets: Assets, settings: dict, path_of):
+    """CheckpointError if a list of words is not as long as the table of words, or as its head is wide, by the model's `settings`. It names
+    the file that the list is from, `path_of(name)`."""
     def check(file, words, length, user):
         if words and len(words) != length:
-            raise CheckpointError(f"{folder / file}: {len(words)} entries, but {user}: not the files of one model")
+            raise CheckpointError(f"{path_of(file)}: {len(words)} entries, but {user}: not the files of one model")
 
     for name, width in settings.get("vocabularies", {}).items():
         check(f"answers_{name}.json", assets.answers.get(name), width, f"the head answer_{name} has {width} outputs")
@@ -196,7 +198,7 @@ class SavedModel(ModelHubMixin, library_name="vl12in1", tags=["vision-language",
 
     def _save_pretrained(self, save_directory):
         settings = dict(model=type(self).__name__) | self.settings()
-        (save_directory / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+        write_text(save_directory / "config.json", json.dumps(settings, indent=1) + "\n")
         write_tensors(self.state_dict(), save_directory / "model.safetensors")
         write_assets(self.assets, save_directory)
         detector = self.assets.regions.get("extractor", {}).get("name", "")
@@ -227,7 +229,7 @@ class SavedModel(ModelHubMixin, library_name="vl12in1", tags=["vision-language",
         if "config" in settings: settings["config"] = EncoderConfig.from_dict(settings["config"])
         with torch.device("meta"): model = cls(**settings)
         model.assets = read_assets(folder)
-        check_lengths(model.assets, model.settings(), folder)
+        check_lengths(model.assets, model.settings(), folder.joinpath)
         check_digests(model.assets, folder)
         fill(model, open_tensors(folder / "model.safetensors"))
         return model.eval()

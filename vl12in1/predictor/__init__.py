@@ -63,14 +63,14 @@ def published_assets(
              if (name in tokens or not tokens) and task.head_name in model.heads and task.vocabulary in ("", *lists)}
     regions = {} if detector is None else learned_from(open_detector(detector))
     assets = Assets(tuple(read_wordpieces(words)), lists, tasks, regions)
-    check_lengths(assets, model.settings(), Path(words).parent)
+    check_lengths(assets, model.settings(), {"vocab.txt": words, **{f"answers_{name}.json": path for name, path in answers.items()}}.get)
     return assets
 
 # %% ../../nbs/66_predictor.ipynb #check-tasks
 def check_tasks(tasks, source):
     "CheckpointError if rows of the task table that a model learned (name -> row) are not this library's, in what asking depends on."
     for name, row in tasks.items():
-        if name not in TRAINABLE: raise CheckpointError(f"{source}: it learned {name!r}, a task that this library does not have; add its row")
+        if name not in TRAINABLE: raise CheckpointError(f"{source}: it learned {name!r}, a task that is not known here; add its row")
         for field in ("head", "vocabulary", "text_length"):
             here = getattr(TRAINABLE[name], field)
             if row.get(field) != here:

@@ -19,6 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..boxes import xywh_to_xyxy
+from ..files import write_text
 from .published import Record, Source, listed, open_source
 from .store import Regions, StoreError
 from .writing import JOURNAL, LONGEST, RegionWriter, _widened
@@ -303,5 +304,5 @@ def import_features(sources: list[Source],                  # published files, a
         if not owners:
             why = "; the first, {} of {}: {}".format(*rejected.loc[0, ["image", "source", "problem"]]) if len(rejected) else ""
             raise StoreError(f"{folder}: not one image to import from {len(sources)} sources, {len(rejected)} rejected{why}")
-        if len(rejected): rejected.to_csv(writer.folder / "rejected.csv", index=False)
+        if len(rejected): write_text(writer.folder / "rejected.csv", rejected.to_csv(index=False))
     return ImportReport(_summary(writer.folder, intakes, owners), rejected)

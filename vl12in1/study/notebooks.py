@@ -228,6 +228,7 @@ def kernel_environment() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # whoever waits leaves the processor to others
     if not sys.stderr.isatty(): os.environ.setdefault("TQDM_DISABLE", "1")
 
 # %% ../../nbs/70_notebooks.ipynb #notebookerror

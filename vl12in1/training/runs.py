@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'FOLLOWING', 'FIELDS', 'REQUIRED', 'OTHER_SECTIONS', 'SCHEDULES', 'tasks_of', 'Run', 'problems_of',
-           'complaint', 'parent', 'weights', 'problems_of_seeds', 'all_seeds', 'misfits', 'circles', 'left_out',
+           'complaints', 'parent', 'weights', 'problems_of_seeds', 'all_seeds', 'misfits', 'circles', 'left_out',
            'read_grid', 'run_of', 'part_of', 'read_examples', 'easiest_first', 'equal_iterations', 'config_of',
            'serves', 'make_trainer', 'parameters_used']
 
@@ -78,7 +78,7 @@ class Run:
     @classmethod
     def of(cls, name, entry) -> "Run":
         "From the entry `name` of the grid, a dictionary; ValueError that says everything that is wrong with it."
-        if problems := problems_of(entry): raise ValueError(complaint(name, problems))
+        if problems := problems_of(entry): raise ValueError(*complaints({name: problems}))
         return cls(**entry)
 
     def tasks(self) -> dict[str, tuple[str, ...]]:
@@ -163,9 +163,12 @@ def problems_of(entry) -> list[str]:
         problems.append(f"after names the run whose report is needed: for {', '.join(FOLLOWING)}, and for no other schedule")
     return problems + problems_together(entry) + (problems_of_models(entry.get("models", "all")) or problems_of_scales(entry))
 
-def complaint(name, problems) -> str:
-    "`problems` of the entry `name`, as one line."
-    return f"params.yaml: run {name!r}: {'; '.join(problems)}"
+def complaints(wrong) -> list[str]:
+    "What is wrong with entries (name -> its problems), a line for all that have the same problems."
+    names = {}
+    for name, problems in wrong.items(): names.setdefault("; ".join(problems), []).append(repr(name))
+    def listed(names): return f"run {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+    return [f"params.yaml: {listed(names)}: {text}" for text, names in names.items()]
 
 # %% ../../nbs/58_runs.ipynb #parent
 def parent(run, tasks, grid) -> str:
@@ -208,8 +211,10 @@ def misfits(run, section, study) -> list[str]:
     allowed = dict(init=["scratch", *pretrained, *runs], seeds=study["seeds"], after=["", *runs],
                    kind=[kind for kind in study["training"] if kind not in OTHER_SECTIONS])
     chosen = {field: getattr(run, field) for field in allowed}
-    problems = [f"{field} {shown(value)} is not one of {', '.join(filter(None, allowed[field]))}{did_you_mean(value, allowed[field])}"
-                for field, value in chosen.items() if value not in allowed[field]]
+    sections = dict(kind="training", seeds="seeds")
+    files = {field: f" ({study.files[place]}: {place})" for field, place in sections.items() if hasattr(study, "files")}
+    problems = [f"{field} {shown(value)} is not one of {', '.join(filter(None, allowed[field]))}{files.get(field, '')}"
+                f"{did_you_mean(value, allowed[field])}" for field, value in chosen.items() if value not in allowed[field]]
     if (section == "followers") != (run.after != ""):
         problems.append("runs that name another one in `after` belong under followers, all others under runs")
     return problems
@@ -226,19 +231,20 @@ def circles(grid) -> list[str]:
 def left_out(grid, seeds) -> list[str]:
     "What runs of the `grid`, name -> `Run`, need of runs that have no `seeds` in this profile, a line each."
     idle = {name for name, run in grid.items() if not seeds[run.seeds]}
-    return [complaint(name, [f"it needs {other!r}, and the profile's seeds: {grid[other].seeds} is empty"])
-            for name, run in grid.items() for other in sorted({run.init, run.after} & idle) if name not in idle]
+    needs = {name: sorted({run.init, run.after} & idle) for name, run in grid.items() if name not in idle}
+    return complaints({name: [f"it needs {other!r}, and the profile's seeds: {grid[other].seeds} is empty" for other in others]
+                       for name, others in needs.items() if others})
 
 def read_grid(study) -> dict[str, Run]:
     "Name -> `Run`, of all entries; `study` is what `settings()` returns. ValueError that lists everything that is wrong with any."
-    grid, problems = {}, problems_of_seeds(study["seeds"])
+    grid, odd = {}, {}
     for section in ("runs", "followers"):
         for name, entry in study[section].items():
             wrong = problems_of(entry)
             if not wrong: grid[name] = Run(**entry)
             if not wrong: wrong = misfits(grid[name], section, study)
-            if wrong: problems.append(complaint(name, wrong))
-    problems += circles(grid)
+            if wrong: odd[name] = wrong
+    problems = problems_of_seeds(study["seeds"]) + complaints(odd) + circles(grid)
     problems = problems or left_out(grid, study["seeds"])
     if problems: raise ValueError("\n".join(problems))
     return grid

@@ -282,6 +282,7 @@ def check_gradients(self):
     found, self.scaled.found = self.scaled.found, []
     if found and torch.stack(found).any():
         raise self.diverged(f"a gradient of {', '.join(task for task, _ in self.pending)} is not finite")
+    if self.scaled.lost: raise self.diverged("no gradient is finite in float16, and every step is left out")
 
 @method_of(Trainer)
 def check_weights(self):
