@@ -18,7 +18,7 @@ from .submissions import write_items, write_submission
 from ..examples.batches import Examples
 from ..model import TwelveInOne
 from ..training.machine import Machine
-from ..training.runs import run_of
+from ..training.merged import run_to_test
 from ..training.train import examples_of, models_of
 
 # %% ../../nbs/63a_measure.ipynb #predictions-of
@@ -53,7 +53,7 @@ def measure_run(name, study, root) -> dict:
     """Test the models that `runs/<name>/models` holds; `study` is what `settings()` returns, `root` the study's folder.
     Leaves `runs/<name>/predictions` and, in `reports/`, `scores`, `metrics` and `items` of the run; returns the scores. Several processes
     divide the items, and one of them writes; the others return nothing."""
-    root, run, machine = Path(root), run_of(study, name), Machine.auto()
+    root, run, machine = Path(root), run_to_test(study, name), Machine.auto()
     models, predicted, tests = root / f"runs/{name}/models", root / f"runs/{name}/predictions", tests_of(run, root)
     if machine.processes.writes:
         shutil.rmtree(predicted, ignore_errors=True)

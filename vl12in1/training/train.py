@@ -119,6 +119,16 @@ class Job:
         "Where a model of the run has its `checkpoints`, or its `models`."
         return self.root / "runs" / self.name / part / model / f"seed{seed}"
 
+    @property
+    def report(self) -> Path:
+        "Where the report of the run is."
+        return self.root / f"reports/runs/{self.name}.json"
+
+    def write(self, record):
+        "Write the report."
+        self.report.parent.mkdir(parents=True, exist_ok=True)
+        with written(self.report) as part: part.write_text(json.dumps(record, indent=1) + "\n")
+
 # %% ../../nbs/58a_train.ipynb #train-model
 def trainer_of(job, model, tasks, seed) -> Trainer:
     "What trains the model of that name, of these `tasks`, from the weights it begins with."
@@ -151,16 +161,15 @@ def train_run(name, study, root) -> dict:
     Leaves weights in `runs/<name>/models` and returns the record that it writes to `reports/runs/<name>.json`. Of several processes
     one writes."""
     job, processes = Job.open(name, study, root), Processes.join()
-    folder, report = job.root / "runs" / name, job.root / f"reports/runs/{name}.json"
+    folder = job.root / "runs" / name
     if processes.writes:
-        report.unlink(missing_ok=True)  # of models that are gone
+        job.report.unlink(missing_ok=True)  # of models that are gone
         shutil.rmtree(folder / "models", ignore_errors=True)
         (folder / "models").mkdir(parents=True)  # a stage's output, even if no task is there
     models = models_of(job.run, job.examples, study["seeds"][job.run.seeds])
     record = record_of(job, [train_model(job, *model) for model in models])
     wait(processes)
     if processes.writes:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        with written(report) as part: part.write_text(json.dumps(record, indent=1) + "\n")
+        job.write(record)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return record
