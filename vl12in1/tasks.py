@@ -66,6 +66,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 # %% ../nbs/00_tasks.ipynb #00more02
 _more = (
+    Task("coco_captioning",      "COCO captioning",      "", "coco_captions", "caption", "CIDEr-D / 10", 30, 128, 2e-5),
+    Task("flickr30k_captioning", "Flickr30k captioning", "", "flickr30k",     "caption", "CIDEr-D / 10", 30, 128, 2e-5),
 )
 MORE: dict[str, Task] = {task.name: task for task in _more}
 ASKABLE: Mapping[str, Task] = ChainMap(MORE, TASKS)  # in the order of the twelve, then of the others

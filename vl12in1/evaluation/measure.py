@@ -14,7 +14,7 @@ import pandas as pd
 from .predict import POOL, all_metrics, predict
 from .kinds import item_columns
 from .records import write_results
-from .submissions import write_items, write_submission
+from .submissions import FORMATS, write_items, write_submission
 from ..examples.batches import Examples
 from ..model import TwelveInOne
 from ..training.machine import Machine
@@ -29,7 +29,8 @@ def predictions_of(model, tests, machine, folder, pool=POOL) -> dict[str, pd.Dat
     if not machine.processes.writes: return predictions
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_items(predictions, Path(folder) / "items.csv")
-    for task, examples in tests.items(): write_submission(task, examples.frame, predictions[task], Path(folder))
+    for task, examples in tests.items():
+        if task in FORMATS: write_submission(task, examples.frame, predictions[task], Path(folder))
     return predictions
 
 # %% ../../nbs/63a_measure.ipynb #scored
@@ -47,7 +48,8 @@ def measured(tests, predictions) -> dict[str, tuple]:
 # %% ../../nbs/63a_measure.ipynb #measure-run
 def tests_of(run, root) -> dict[str, Examples]:
     "task -> test items of each task of `run` whose corpus is in the study's folder `root`; a split may be empty."
-    return {task: splits["test"] for task, splits in examples_of(run, root, ["test"]).items()}
+    tests = {task: splits["test"] for task, splits in examples_of(run, root, ["test"]).items()}
+    return {task: Examples(task, examples.head.tested(examples.frame), examples.sources) for task, examples in tests.items()}
 
 def measure_run(name, study, root) -> dict:
     """Test the models that `runs/<name>/models` holds; `study` is what `settings()` returns, `root` the study's folder.

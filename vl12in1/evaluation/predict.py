@@ -9,6 +9,7 @@ __all__ = ['POOL', 'check_words', 'predict', 'labelled', 'all_metrics']
 import numpy as np
 import pandas as pd
 
+from .descriptions import description_scores
 from .metrics import (METRICS, official, oracle_recall, plain_metrics, retrieval_folds, vqa_disagreement,
                                         vqa_metrics)
 from ..examples.batches import Examples
@@ -40,6 +41,7 @@ def predict(model, examples, machine=None, batch_size: int = 512, pool: int | No
     | pair, entail | the label, a number | |
     | ground | the candidate's number; without candidates a box (corners, fractions) | then `regions` |
     | match | keys of the ten best images | `scores` with the images of the pool |
+    | caption | the caption, a string | |
     """
     machine = machine or Machine.auto()
     check_words(model.assets, examples.sources)
@@ -50,6 +52,7 @@ def predict(model, examples, machine=None, batch_size: int = 512, pool: int | No
         answers = pd.DataFrame(head.read(asked, outputs(model, questions, machine)))
         tables.append(answers.assign(row=rows[answers.row.astype(int)]))
     table = pd.concat(gather(pd.concat(tables), processes)).sort_values("row", ignore_index=True)
+    if "captions" in examples.frame: table["score"] = description_scores(examples.frame, table.prediction)
     return table.rename(columns=dict(row="uid")).assign(uid=examples.frame.uid.tolist())
 
 # %% ../../nbs/61_predict.ipynb #labelled

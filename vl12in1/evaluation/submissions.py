@@ -19,6 +19,7 @@ import pandas as pd
 
 from ..boxes import to_fractions, xywh_to_xyxy
 from ..files import write_text
+from ..model import HEADS
 from ..tasks import ASKABLE
 
 # %% ../../nbs/62_submissions.ipynb #submissionerror
@@ -245,7 +246,7 @@ def read_items(path) -> dict[str, pd.DataFrame]:
     items = pd.read_csv(path, dtype=dict(uid=str, prediction=str), keep_default_na=False, na_values={"score": [""]})
 
     def restored(task, text):
-        prediction = text if ASKABLE[task].vocabulary else json.loads(text)
+        prediction = text if ASKABLE[task].vocabulary or HEADS[ASKABLE[task].head].writes else json.loads(text)
         return tuple(prediction) if isinstance(prediction, list) else prediction
     return {task: pd.DataFrame(dict(uid=part.uid.tolist(), score=part.score.tolist(),
                                     prediction=[restored(task, text) for text in part.prediction]))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'KNOWN', 'BLOCK', 'split_words', 'build_wordpieces', 'write_wordpieces', 'read_wordpieces', 'Tokenizer',
-           'TokenIds', 'join_pieces', 'most_common', 'build_answers', 'AnswerVocabulary', 'published_answers']
+           'TokenIds', 'join_pieces', 'text', 'most_common', 'build_answers', 'AnswerVocabulary', 'published_answers']
 
 # %% ../../nbs/50_text.ipynb #f9fc6029
 import json
@@ -21,6 +21,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from ..answers import normalise_answer, soft_scores
 from ..files import write_text
+from ..model.interface import method_of
 from ..tasks import TASKS
 from ..weights import CheckpointError, read_text
 
@@ -133,6 +134,12 @@ def join_pieces(pieces: list[str]) -> tuple[list[str], np.ndarray]:
     words = [""] * (owner[-1] + 1)
     for piece, word in zip(pieces, owner): words[word] += piece.removeprefix("##")
     return words, owner
+
+# %% ../../nbs/50_text.ipynb #50join04
+@method_of(Tokenizer)
+def text(self, ids) -> str:
+    "The words of some word pieces, by their ids, with blanks between them."
+    return " ".join(join_pieces([self.pieces[id] for id in ids])[0]) if len(ids) else ""
 
 # %% ../../nbs/50_text.ipynb #most-common
 def most_common(answers, form=normalise_answer) -> str:

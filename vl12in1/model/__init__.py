@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['parameter_groups', 'Batch', 'CheckpointError', 'Encoded', 'GatedConfig', 'HEADS', 'PRESETS', 'Pretraining',
-           'PretrainingBatch', 'TwelveInOne', 'ViLBERT', 'ViLBERTConfig']
+           'PretrainingBatch', 'TwelveInOne', 'ViLBERT', 'ViLBERTConfig', 'Written']
 
 # %% ../../nbs/49_model.ipynb #all
 from .gated import GatedConfig
@@ -12,10 +12,11 @@ from .heads import HEADS, TwelveInOne
 from .interface import Batch, Encoded, spared
 from .pretraining import Pretraining, PretrainingBatch
 from .vilbert import PRESETS, ViLBERT, ViLBERTConfig
+from .writing import Written
 from ..weights import CheckpointError
 
 _all_ = ["Batch", "CheckpointError", "Encoded", "GatedConfig", "HEADS", "PRESETS", "Pretraining", "PretrainingBatch", "TwelveInOne",
-         "ViLBERT", "ViLBERTConfig"]
+         "ViLBERT", "ViLBERTConfig", "Written"]
 
 # %% ../../nbs/49_model.ipynb #parameter-groups
 def parameter_groups(model, learning_rate, head_learning_rate, weight_decay) -> list[dict]:

@@ -108,20 +108,21 @@ def on_grid(stream, rows) -> torch.Tensor:
     "(P, heads, d) of the positions of `stream` -> (N, heads, L, d)."
     return stream.layout.grid(rows).transpose(1, 2)
 
-def attend(own, other, asks, asked) -> torch.Tensor:
-    "What the positions of stream `asks` are told by those of stream `asked`: (P, hidden)."
+def attend(own, other, asks, asked, bias=None) -> torch.Tensor:
+    "What the positions of stream `asks` are told by those of stream `asked`: (P, hidden). `bias`: of scores, that of `asked` unless given."
     query = on_grid(asks, own.query(asks.rows))
     key, value = (on_grid(asked, part) for part in other.key_value(asked.rows))
-    context = F.scaled_dot_product_attention(query, key, value, attn_mask=asked.layout.bias(query.dtype),
+    bias = asked.layout.bias(query.dtype) if bias is None else bias.to(query)
+    context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias,
                                              dropout_p=own.attention_dropout if own.training else 0.0)
     return own.attention_out(asks.layout.rows(context.transpose(1, 2)).flatten(1))
 
 # %% ../../nbs/41_blocks.ipynb #attention-map
-def attention_map(own, other, asks, asked) -> torch.Tensor:
-    "Weights with which stream `asks` takes in stream `asked`: (N, heads, L, K), rows sum to 1."
+def attention_map(own, other, asks, asked, bias=None) -> torch.Tensor:
+    "Weights with which stream `asks` takes in stream `asked`: (N, heads, L, K), rows sum to 1. `bias`: as of `attend`."
     query, key = on_grid(asks, own.query(asks.rows)), on_grid(asked, other.key_value(asked.rows)[0])
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-    return (scores + asked.layout.bias(scores.dtype)).softmax(-1)
+    return (scores + (asked.layout.bias(scores.dtype) if bias is None else bias)).softmax(-1)
 
 # %% ../../nbs/41_blocks.ipynb #few-keys
 def weigh(own, scores) -> torch.Tensor:

@@ -285,9 +285,14 @@ class GatedEncoder(BlockEncoder):
 
     def embed(self, batch, layouts) -> dict[str, Stream]:
         "The streams before the first sublayer, text_hidden and image_hidden wide, as `layouts` has them."
-        regions, seen = self.image_embeddings(batch, layouts["image"], self.text_embeddings)
+        regions, seen = self.embed_regions(batch, layouts["image"])
         words = layouts["text"].rows(self.text_embeddings(batch.tokens, batch.task_row, batch.segments, seen))
-        return {"text": Stream(words, layouts["text"]), "image": Stream(regions, layouts["image"])}
+        return {"text": Stream(words, layouts["text"]), "image": regions}
+
+    def embed_regions(self, batch, layout) -> tuple[Stream, torch.Tensor | None]:
+        "The stream of the regions before the first sublayer, and what every word is told, if they are: (N, 1 or T, text_hidden)."
+        regions, seen = self.image_embeddings(batch, layout, self.text_embeddings)
+        return Stream(regions, layout), seen
 
     def word_table(self) -> nn.Parameter:
         "(vocab_size, text_hidden)."

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..answers import ANSWER_METRICS
 from ..boxes import iou
 from .blocks import initialise
-from .interface import FIRST, REGIONS, WHOLE, Batch, Crossing, Encoded, EncoderConfig, mask_of, method_of, pad
+from .interface import FIRST, REGIONS, WHOLE, Batch, Crossing, Encoded, EncoderConfig, Writing, mask_of, method_of, pad
 from .saving import SavedModel
 from ..tasks import ASKABLE, MORE, TASKS
 
@@ -37,11 +37,12 @@ class Head(nn.Module):
     - `vocabulary`: whether it chooses among the answers of a vocabulary
     - `wanted`: what it reads of the encoder
     - `look_alikes`: whether it learns from images that look alike
+    - `writes`: whether what it predicts is a text of its own
 
     Below, a batch has N rows of B examples, and the head chooses among C things.
     """
     columns: tuple[frozenset[str], ...] = ()
-    images, rows, fast, vocabulary, wanted, look_alikes = 1, 1, True, False, FIRST, False
+    images, rows, fast, vocabulary, wanted, look_alikes, writes = 1, 1, True, False, FIRST, False, False
 
     def __init_subclass__(cls, kind=""):
         if kind: HEADS[kind] = cls
@@ -78,6 +79,11 @@ class Head(nn.Module):
     def predict(self, logits, batch) -> torch.Tensor:
         "Numbers of what was chosen, (B,) int64."
         return logits.argmax(1)
+
+    @classmethod
+    def tested(cls, frame) -> pd.DataFrame:
+        "An example frame as a test asks it: here as it is."
+        return frame
 
     @classmethod
     def pools(cls, examples, size) -> list[np.ndarray]:
@@ -489,10 +495,11 @@ class TwelveInOne(nn.Module, SavedModel):
         "`Encoded` of a batch; `looks`: what is asked of the encoder, such as what is wanted, attention, states."
         return self.encoder(self.encoder.prepared(batch), wanted, **looks)
 
-    def forward(self, batch: Batch | Crossing) -> torch.Tensor:
+    def forward(self, batch: Batch | Crossing | Writing) -> torch.Tensor:
         """N pairs -> logits of the head of their task, float32: (B, choices), or (N,) where a pair is judged by itself (match). Of a
-        `Crossing`, for a head that judges pairs: (texts, images)."""
+        `Crossing`, for a head that judges pairs: (texts, images); of `Writing`, for one that writes, what is written."""
         if isinstance(batch, Crossing): return self.cross(batch)
+        if isinstance(batch, Writing): return self.write(batch)
         head = self.head(batch.task)
         return head.logits(self.encode(batch, wanted=head.wanted), batch).float()
 

@@ -6,68 +6,87 @@
 __all__ = ['BlockEncoder', 'forward', 'meeting', 'alone', 'together']
 
 # %% ../../nbs/41a_layers.ipynb #c3e88f13
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from .blocks import Layout, Stream, attend_few, attention_map, shortest, side_by_side
+from .blocks import Layout, Stream, attend, attend_few, attention_map, shortest, side_by_side
 from .interface import FIRST, STREAMS, WHOLE, Batch, Encoded, Encoder, map_name, method_of
 
 # %% ../../nbs/41a_layers.ipynb #b90d08c3
 LAYERS = {"text": {"text": ("text",)}, "image": {"image": ("image",)},
           "co": {"text": ("image",), "image": ("text",)}}  # kind of a layer -> the stream that it changes -> the streams which that asks
 
+def whom(kind, name, how) -> tuple[str, ...] | None:
+    "The streams that a stream asks in a layer, None if the layer does not change it; `how` it is wanted: \"alone\", it asks no other."
+    asked = LAYERS[kind].get(name)
+    if how != "alone" or not asked: return asked
+    return (name,) if name in asked else None
+
 def groups(kind, blocks, wanted) -> list[tuple[str, ...]]:
     "The streams that a layer computes, those together that have a block in common and ask the same: to the block they are one."
     together = len(wanted) > 1 and len({*LAYERS[kind].values()}) == 1 and len({*map(id, blocks.values())}) == 1
-    return [tuple(wanted)] if together and "first" not in wanted.values() else [(name,) for name in wanted]
+    return [tuple(wanted)] if together and {*wanted.values()} == {"all"} else [(name,) for name in wanted]
 
 def add_maps(maps, name, names, weights, streams):
     "Append the part of the weights (N, heads, L, K) of stream `name` that each of the streams `names` gets."
     parts = weights.split([streams[each].layout.longest for each in names], -1)
     for each, part in zip(names, parts): maps[map_name(name, each)].append(part)
 
+def causal_bias(names, streams) -> torch.Tensor:
+    "What is added to the scores of words that ask the streams `names`: (N, 1, L, K), -10000 where padded, and of later words."
+    masks = {name: streams[name].layout.mask[:, None, None] for name in names}
+    before = torch.ones(masks["text"].shape[-1], masks["text"].shape[-1], dtype=torch.bool, device=masks["text"].device).tril()
+    known = [masks[name] & (before if name == "text" else before[:, :1]) for name in names]  # the first word is known to all
+    return (~torch.cat(known, -1)).to(streams["text"].rows.dtype) * -10000
+
 def run_layer(kind: str, blocks, streams, wanted, maps=None) -> dict[str, Stream]:
     """The streams after one layer, by name. Those that it does not change pass as they are.
 
     - `kind`: key of `LAYERS`
     - `blocks`: a `Block` for each stream of the layer
-    - `wanted`: stream -> which positions of it are to be computed, "all" or "first"
+    - `wanted`: stream -> which positions of it are to be computed, "all" or "first"; or all, from what "causal" and "alone" let them ask
     - `maps`: name of a map -> list to which the map of this layer is appended
     """
     changed = {}
     for group in groups(kind, blocks, wanted):
-        own, names, context = blocks[group[0]], LAYERS[kind][group[0]], None
+        own, names, context = blocks[group[0]], whom(kind, group[0], wanted[group[0]]), None
         parts = [streams[name].first() if wanted[name] == "first" else streams[name] for name in group]
         asks = side_by_side([own] * len(parts), parts)[1]
         if names:
             other, asked = side_by_side([blocks[each] for each in names], [streams[each] for each in names])
-            context = shortest(own, asks, asked)(own, other, asks, asked)
+            bias = causal_bias(names, streams) if wanted[group[0]] == "causal" and "text" in names else None
+            context = (shortest(own, asks, asked) if bias is None else partial(attend, bias=bias))(own, other, asks, asked)
             if maps:
-                for name, part in zip(group, parts): add_maps(maps, name, names, attention_map(own, other, part, asked), streams)
+                for name, part in zip(group, parts): add_maps(maps, name, names, attention_map(own, other, part, asked, bias), streams)
         rows = own.after_attention(asks.rows, context)
         rows = rows.split([len(part.rows) for part in parts]) if len(parts) > 1 else [rows]
         changed |= {name: Stream(own_rows, part.layout) for name, own_rows, part in zip(group, rows, parts)}
     return streams | changed
 
 # %% ../../nbs/41a_layers.ipynb #5b3403e8
+APART = {"text": "causal", "image": "alone"}  # how streams are computed where a word may not know later ones, not even through a region
+
 def needed(order, wanted) -> list[tuple[str, int, dict[str, str]]]:
     """The layers of an `order`, (kind, number) each, on which what is `wanted` at its end depends, each with what has to be computed
-    in it: stream -> "all" or "first"."""
-    layers = []
+    in it: stream -> "all" or "first", or as `APART` has it if words are wanted "causal"."""
+    layers, deeper = [], APART if "causal" in wanted.values() else WHOLE
     for kind, number in reversed(order):
-        changed = {name: wanted[name] for name in LAYERS[kind] if name in wanted}
+        asked = {name: whom(kind, name, wanted[name]) for name in LAYERS[kind] if name in wanted}
+        changed = {name: wanted[name] for name in asked if asked[name] is not None}
         if not changed: continue
         layers.append((kind, number, changed))
-        wanted = wanted | {asked: "all" for name in changed for asked in LAYERS[kind][name]}
+        wanted = wanted | {other: deeper[other] for name in changed for other in asked[name]}
     return layers[::-1]
 
 # %% ../../nbs/41a_layers.ipynb #a410000b
 class BlockEncoder(Encoder):
-    """An encoder of blocks. A subclass has `order`, a list of (kind of `LAYERS`, number), and three methods:
-    `embed(batch, layouts)` -> streams, `blocks(kind, number)` -> a `Block` for each stream of the layer, `pool(text, image)` -> the
-    vectors of N texts, images and pairs, from those of their first positions."""
+    """An encoder of blocks. A subclass has `order`, a list of (kind of `LAYERS`, number), `text_embeddings`, and four methods:
+    `embed(batch, layouts)` -> streams, `embed_regions(batch, layout)` -> that of the regions, and what words are told of them, if they
+    are; `blocks(kind, number)` -> a `Block` for each stream of the layer, `pool(text, image)` -> the vectors of N texts, images and
+    pairs, from those of their first positions."""
 
     layer_names = {"image": "block", "co": "co-attention"}  # how `Encoded.image_states` calls the layers that it shows
     apart = True  # whether words and regions are embedded without knowledge of each other
@@ -93,12 +112,15 @@ class BlockEncoder(Encoder):
 @method_of(BlockEncoder)
 def forward(self, batch: Batch, wanted=WHOLE, attention=False, states=False) -> Encoded:
     "N pairs -> `Encoded`, of which there is what is `wanted`; its `attention` and `image_states` are filled if asked for."
-    streams = self.embed(batch, self.layouts(batch))
+    layouts, next_words = self.layouts(batch), "causal" in wanted.values()
+    if next_words: batch = replace(batch, text_lengths=torch.zeros_like(batch.text_lengths))  # VL-BERT's regions know of the text's length
+    streams = self.embed(batch, layouts)
     maps = {name: [] for name in STREAMS} if attention else None
     seen = {"input": torch.cat([batch.features, batch.spatials], -1), "embeddings": streams["image"].grid()} if states else None
     streams = self.run(needed(self.order, wanted), streams, maps, seen)
     pooled = self.pool(*(streams[name].first().rows for name in ("text", "image"))) if len(wanted) == 2 else (None, None, None)
-    return Encoded(*(streams[name].grid() if name in wanted else None for name in ("text", "image")), *pooled, maps, seen)
+    return Encoded(*(streams[name].grid() if name in wanted else None for name in ("text", "image")), *pooled, maps, seen,
+                   self.word_table() if next_words else None)
 
 # %% ../../nbs/41a_layers.ipynb #a4100008
 def meeting(order) -> int:

@@ -117,13 +117,13 @@ class TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.tasks = nn.Embedding(len(config.task_tokens), config.text_hidden) if config.task_tokens else None
 
-    def forward(self, tokens, task_row=None, segments=None, seen=None) -> torch.Tensor:
+    def forward(self, tokens, task_row=None, segments=None, seen=None, start: int = 0) -> torch.Tensor:
         """(N, T) int64 word pieces -> (N, T, H) float, or (N, T + 1, H) with a task token. `task_row`: () int64, its row of the table;
-        `segments`: (N, T) int64, all 0 unless given; `seen`: (N, 1, H) or (N, T, H), added to words."""
+        `segments`: (N, T) int64, all 0 unless given; `seen`: (N, 1, H) or (N, T, H), added to words; `start`: position of the first."""
         segment = self.segments.weight[0] if segments is None else self.segments(segments)
-        x = self.words(tokens) + self.positions.weight[:tokens.shape[1]] + segment
+        x = self.words(tokens) + self.positions.weight[start:start + tokens.shape[1]] + segment
         if seen is not None: x = x + seen
-        if self.tasks is not None:
+        if self.tasks is not None and start == 0:
             token = self.tasks.weight[task_row].expand(len(x), 1, -1)
             x = torch.cat([x[:, :1], token, x[:, 1:]], dim=1)
         return self.dropout(self.norm(x))
@@ -190,8 +190,11 @@ class ViLBERT(BlockEncoder):
     def embed(self, batch, layouts) -> dict[str, Stream]:
         "The streams before the first layer, text_hidden and image_hidden wide, as `layouts` has them."
         words = layouts["text"].rows(self.text_embeddings(batch.tokens, batch.task_row, batch.segments))
-        regions = self.image_embeddings(layouts["image"].rows(batch.features), layouts["image"].rows(batch.spatials))
-        return {"text": Stream(words, layouts["text"]), "image": Stream(regions, layouts["image"])}
+        return {"text": Stream(words, layouts["text"]), "image": self.embed_regions(batch, layouts["image"])[0]}
+
+    def embed_regions(self, batch, layout) -> tuple[Stream, None]:
+        "The stream of the regions before the first layer, and nothing for the words."
+        return Stream(self.image_embeddings(layout.rows(batch.features), layout.rows(batch.spatials)), layout), None
 
     def word_table(self) -> nn.Parameter:
         "(vocab_size, text_hidden)."
