@@ -20,6 +20,8 @@ from vl12in1.command import main as tools
 from vl12in1.study import experiment, parallel
 from vl12in1.study.notebooks import NotebookError, check_parameters, code_view, execute, main, settings
 from vl12in1.tasks import GROUPS, TASKS
+from vl12in1.training.merged import read_mergers
+from vl12in1.training.merging import WAYS
 from vl12in1.training.runs import Run, parent, read_grid
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,7 +199,7 @@ def test_a_section_that_is_missing_is_named_by_whoever_needs_it(checkout, tmp_pa
 
 @pytest.mark.parametrize("name", ["at@2", 2024, "my run", True, None, 1.5, "at.2", "", "scratch", "text_only", "pretrain_more", "größe",
                                   "-at"])
-@pytest.mark.parametrize("section", ["runs", "followers", "pretraining"])
+@pytest.mark.parametrize("section", ["runs", "followers", "merged", "pretraining"])
 def test_names_that_stages_and_paths_cannot_have_are_refused(checkout, tmp_path, section, name):
     profile_files(tmp_path, dict(profile="small", **{section: {name: {}, "fine_2": {}}}), small={})
     with pytest.raises(ValueError) as refused: settings()
@@ -236,6 +238,9 @@ def test_the_thorough_study_is_the_study_with_more_seeds():
 
 
 RUNS = GRID["runs"] | GRID["followers"]
+TESTED = [*RUNS, *GRID["merged"]]
+TESTS = {f"{stage}@{name}" for stage, section in (("test", "runs"), ("test_follower", "followers"), ("test_merged", "merged"))
+         for name in GRID[section]}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -251,6 +256,16 @@ def test_an_entry_of_the_grid_is_a_run_that_can_begin(name):
     for tasks in run.tasks().values():
         assert tasks and set(tasks) <= set(TASKS)
         if run.init in RUNS: assert parent(run, tasks, read_grid(GRID | PROFILES["smoke"])) in Run.of(run.init, RUNS[run.init]).tasks()
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_what_is_merged_fits_every_profile_and_waits_for_what_it_is_made_of(profile, graph):
+    mergers = read_mergers(GRID | PROFILES[profile])
+    assert {merger.way for merger in mergers.values()} == set(WAYS)
+    for name, merger in mergers.items():
+        trained = {f"train@{merger.run}", f"pretrain@{merger.base.removeprefix('pretrain_')}"}
+        assert {stage for stage in graph[f"merge@{name}"] if stage.startswith(("train", "pretrain", "scratch"))} == trained
+        assert f"merge@{name}" in graph[f"test_merged@{name}"]
 
 
 def test_the_grid_is_complete():
@@ -399,7 +414,7 @@ def test_data_is_imported_between_the_world_and_its_users(graph):
 
 def test_who_trains_or_tests_reads_frames_and_no_corpus(stages):
     for stage, (needed, _) in stages.items():
-        if not stage.startswith(("pretrain@", "train@", "train_follower@", "test", "text_only")): continue
+        if not stage.startswith(("pretrain@", "train@", "train_follower@", "merge@", "test", "text_only")): continue
         assert "build/frames" in needed and not needed & {"data", "vl12in1/corpora"}, stage
 
 
@@ -435,7 +450,7 @@ RESULTS = {"reports/runs", "reports/scores", "reports/metrics", "reports/items"}
 
 
 def test_what_shows_runs_waits_for_all_of_them(stages, graph):
-    tested = {f"test@{name}" for name in GRID["runs"]} | {f"test_follower@{name}" for name in GRID["followers"]} | {"text_only"}
+    tested = TESTS | {"text_only"}
     showing = {stage for stage, (needed, _) in stages.items() if needed & RESULTS}
     assert showing >= {"index", "table_multitask", "table_ablations", "figure_learning"}
     for stage in showing:
@@ -444,7 +459,7 @@ def test_what_shows_runs_waits_for_all_of_them(stages, graph):
 
 def test_every_run_leaves_the_four_files_that_tables_read(stages):
     made = {path for _, outs in stages.values() for path in outs}
-    for run in ["text_only", *RUNS]:
+    for run in ["text_only", *TESTED]:
         assert {f"{folder}/{run}.{'csv' if folder.endswith('items') else 'json'}" for folder in RESULTS} <= made, run
 
 
@@ -513,8 +528,8 @@ def test_plots_show_every_task_from_data(dvc_copy, tmp_path):
 
 def test_scores_are_metrics_and_stages_are_written_once(dvc_copy):
     with contextlib.chdir(dvc_copy), Repo() as repo: metrics = {out.def_path for out in repo.index.metrics}
-    assert {f"reports/scores/{run}.json" for run in ("text_only", *RUNS)} <= metrics
-    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 400
+    assert {f"reports/scores/{run}.json" for run in ("text_only", *TESTED)} <= metrics
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 450
 
 
 def test_no_stage_depends_on_a_notebook_or_on_an_executed_one(stages):
@@ -641,8 +656,7 @@ def test_more_seeds_concern_the_runs_that_are_repeated_and_what_they_begin_with(
 @pytest.mark.slow
 def test_the_pool_of_retrieval_concerns_tests_alone(finished):
     undo = edit(finished / f"profiles/{GRID['profile']}.yaml", "retrieval: {pool: 1000}", "retrieval: {pool: null}")
-    tests = {*(f"test@{name}" for name in GRID["runs"]), *(f"test_follower@{name}" for name in GRID["followers"])}
-    try: assert stale(finished) == tests
+    try: assert stale(finished) == TESTS
     finally: undo()
 
 

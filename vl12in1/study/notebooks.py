@@ -51,7 +51,7 @@ def written_out(node, counts) -> int:
     return counts[id(node)]
 
 # %% ../../nbs/70_notebooks.ipynb #70yaml03
-MAPPINGS = ("runs", "followers", "pretraining", "world", "text", "regions", "model", "training", "retrieval", "seeds")
+MAPPINGS = ("runs", "followers", "merged", "pretraining", "world", "text", "regions", "model", "training", "retrieval", "seeds")
 
 def read_yaml(path):
     "What a file of settings holds; ValueError that names it, and its line, if it is no YAML, or too large."
@@ -92,7 +92,8 @@ def alike(names) -> list[str]:
 
 def check_names(grid) -> None:
     "ValueError that lists all names of runs and pre-trainings in `grid` (`params.yaml`) that cannot be used."
-    runs, pretraining = [*grid.get("runs", {}), *grid.get("followers", {})], [*grid.get("pretraining", {})]
+    runs = [name for section in ("runs", "followers", "merged") for name in grid.get(section, {})]
+    pretraining = [*grid.get("pretraining", {})]
     wrong = [shown(name) for name in runs + pretraining if not can_be_a_run(name)]
     wrong += [f"{shown(name)} (twice)" for name in alike(runs) + alike(pretraining)]
     if wrong:

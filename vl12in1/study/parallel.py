@@ -237,7 +237,7 @@ def tables() -> dict[str, str]:
     "Render every table, figure and the index from what is in `reports/`, whether out of date or not; returns what failed, and why."
     with extra("study"): from dvc.repo import Repo
     study = checked_settings()
-    placeholders(root() / "reports", [*study["runs"], *study["followers"]])
+    placeholders(root() / "reports", [*study["runs"], *study["followers"], *study.get("merged", {})])
     origin = root() / "reports/origin.json"
     if not origin.exists(): origin.write_text("{}\n")  # the study was never complete here: nothing to say of it
     with Repo() as repo: names = study_stages(repo)

@@ -14,7 +14,7 @@ from ..model import PRESETS
 from ..regions import DetectorConfig
 from .notebooks import Settings, problems_of_section, settings
 from ..training.masking import Masking
-from ..training.runs import read_grid
+from ..training.merged import read_mergers
 from ..training.schedules import StopAndGo
 from ..training.trainer import TrainingConfig
 from ..world import WorldConfig
@@ -73,8 +73,8 @@ class Detector(DetectorConfig):
     pretrained: str | None = None
 
 # %% ../../nbs/70b_settings.ipynb #70set012
-KNOWN = ("profile", "pretraining", "runs", "followers", "world", "duplicates", "text", "bert", "regions", "model", "training", "retrieval",
-         "seeds")
+KNOWN = ("profile", "pretraining", "runs", "followers", "merged", "world", "duplicates", "text", "bert", "regions", "model", "training",
+         "retrieval", "seeds")
 
 def problems_of_pretraining(entries) -> list[str]:
     "What is wrong with the section `pretraining`."
@@ -83,7 +83,7 @@ def problems_of_pretraining(entries) -> list[str]:
 
 def problems_of_grid(study) -> list[str]:
     "What is wrong with runs and seeds."
-    try: read_grid(study)
+    try: read_mergers(study)
     except ValueError as error:
         return [f"{study.files['seeds']}: {line}" if line.startswith("seeds:") else line for line in str(error).splitlines()]
     return [] if any(study["seeds"].values()) else [f"{study.files['seeds']}: seeds: no list has a seed, so that nothing would be trained"]

@@ -44,6 +44,9 @@ MULTITASK_ROWS = (
     ("Group-tasks → single-task, clean", "gt_ft", "at_long"),
     ("All-tasks → single-task, clean", "ft", "at_long"),
     ("All-tasks → single-task, all data", "ft_all", "ft"),
+    ("Single-task merged: average", "merged_average", "at"),
+    ("Single-task merged: task arithmetic", "merged_arithmetic", "at"),
+    ("Single-task merged: TIES", "merged_ties", "at"),
 )
 PRETRAINING_ROWS = (
     ("None (random weights)", "at_scratch", "at"),
