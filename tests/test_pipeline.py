@@ -9,16 +9,19 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from importlib import import_module
 from itertools import combinations
 from pathlib import Path
+from pkgutil import walk_packages
 
 import pytest
 import yaml
 from dvc.repo import Repo
 
+import vl12in1
 from vl12in1.command import main as tools
 from vl12in1.study import experiment, parallel
-from vl12in1.study.notebooks import NotebookError, check_parameters, code_view, execute, main, settings
+from vl12in1.study.notebooks import OWN, NotebookError, check_parameters, code_view, execute, main, says_all, settings
 from vl12in1.tasks import GROUPS, TASKS
 from vl12in1.training.merged import read_mergers
 from vl12in1.training.merging import WAYS
@@ -53,6 +56,21 @@ def checkout(tmp_path, monkeypatch):
         path.write_text(notebook(*cells))
         return path
     return write
+
+
+# --- errors
+
+def kinds(kind):
+    "A class of errors and all that are made from it."
+    return {kind}.union(*map(kinds, kind.__subclasses__()))
+
+
+def test_every_error_of_the_library_about_what_it_was_given_has_no_traceback():
+    for module in walk_packages(vl12in1.__path__, "vl12in1."):
+        if not module.name.startswith("vl12in1.study"): import_module(module.name)
+    own = {kind.__name__ for base in (ValueError, OSError, ImportError) for kind in kinds(base) if kind.__module__.startswith("vl12in1")}
+    assert own == OWN and all(map(says_all, ["FileExistsError", "UnicodeDecodeError", "ModuleNotFoundError", *own]))
+    assert not any(map(says_all, ["KeyError", "TypeError", "open", "Exception", "NotebookError"]))
 
 
 # --- views
