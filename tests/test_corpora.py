@@ -94,6 +94,10 @@ def files():
         content[f"snli_ve/snli_ve_{split}.jsonl"] = [
             {"Flikr30kID": f"{id}.jpg", "pairID": f"{id}.jpg#{n}", "gold_label": "neutral",
              "sentence1": "a", "sentence2": "b"} for n in range(2)]
+    for split in ("train", "val", "test"):
+        content[f"vizwiz/{split}.json"] = [
+            {"image": f"VizWiz_{split}_{n:08d}.jpg", "question": "what is this", "answer_type": "other", "answerable": 1,
+             "answers": [{"answer": "cup", "answer_confidence": "yes"}] * 10} for n in range(2)]
     return content
 
 
@@ -113,7 +117,7 @@ TARGETS = {"vqa": ["answers", "question_type", "answer_type", "multiple_choice_a
            "coco_captions": [], "flickr30k": [], "conceptual_captions": [],
            **dict.fromkeys(("refcoco", "refcoco+", "refcocog"), ["box", "ref_id", "part", "size"]),
            **dict.fromkeys(("visual7w", "guesswhat"), ["candidates", "label", "candidate_ids"]), "nlvr2": ["label"],
-           "snli_ve": ["premise", "label"]}
+           "snli_ve": ["premise", "label"], "vizwiz": ["answers", "answer_type", "answerable"]}
 
 
 def test_every_frame_keeps_the_contract(tmp_path, content):
@@ -147,7 +151,8 @@ def test_splits(tmp_path, content):
     assert sizes == {"vqa": (11, 1, 6), "gqa": (1, 1, 1), "visual_genome": (16, 4, 4),
                      "coco_captions": (4, 2, 2), "flickr30k": (4, 2, 2),
                      "refcoco": (2, 2, 4), "refcoco+": (2, 2, 4), "refcocog": (2, 2, 2), "visual7w": (1, 1, 1),
-                     "guesswhat": (1, 1, 1), "nlvr2": (2, 2, 2), "snli_ve": (2, 2, 2), "conceptual_captions": (2, 1, 0)}
+                     "guesswhat": (1, 1, 1), "nlvr2": (2, 2, 2), "snli_ve": (2, 2, 2), "conceptual_captions": (2, 1, 0),
+                     "vizwiz": (2, 2, 2)}
     assert frames["refcoco"]["test"]["part"].tolist() == ["testA", "testA", "testB", "testB"]
 
 
@@ -165,6 +170,19 @@ def test_test_answers_of_vqa_may_be_absent(tmp_path, content):
     del content["vqa/v2_mscoco_test2015_annotations.json"]
     test = corpora.load(write(tmp_path, content), only=["vqa"])["vqa"]["test"]
     assert test["answers"].tolist() == [()] * 6
+
+
+def test_test_answers_of_vizwiz_may_be_absent(tmp_path, content):
+    content["vizwiz/test.json"] = [{name: row[name] for name in ("image", "question")} for row in content["vizwiz/test.json"]]
+    test = corpora.load(write(tmp_path, content), only=["vizwiz"])["vizwiz"]["test"]
+    assert test["answers"].tolist() == [()] * 2 and test["answerable"].tolist() == [-1] * 2
+
+
+@pytest.mark.parametrize("of", ["train", "test"])
+def test_a_file_of_vizwiz_in_the_place_of_another_is_named(tmp_path, content, of):
+    content["vizwiz/val.json"] = content[f"vizwiz/{of}.json"]
+    with pytest.raises(CorpusError, match=rf"val.json: record 0, field 'image': .*found 'VizWiz_{of}_00000000.jpg'; is this"):
+        corpora.load(write(tmp_path, content))
 
 
 def test_both_releases_of_snli_ve(tmp_path, content):
@@ -231,14 +249,17 @@ def test_pictures(tmp_path, content):
     root = write(tmp_path, content | {f"images/{name}": b"" for name in (
         "coco/train2014/COCO_train2014_000000000901.jpg", "coco/test2015/COCO_test2015_000000000007.jpg",
         "visual_genome/1.jpg", "visual_genome/VG_100K_2/3.jpg", "visual_genome/2.jpg", "gqa/n3.jpg", "gqa/2.jpg",
-        "flickr30k/60.jpg", "nlvr2/train-1-0-img0.png", "conceptual_captions/123.jpg")})
+        "flickr30k/60.jpg", "nlvr2/train-1-0-img0.png", "conceptual_captions/123.jpg",
+        "vizwiz/train/VizWiz_train_00000007.jpg", "vizwiz/VizWiz_val_000000000007.jpg", "vizwiz/train/other.jpg")})
     found = {key: file.relative_to(root / "images").as_posix() for key, file in corpora.image_files(root).items()}
     assert found == {"coco:901": "coco/train2014/COCO_train2014_000000000901.jpg",
                      "coco:7": "coco/test2015/COCO_test2015_000000000007.jpg",
                      "coco:903": "visual_genome/VG_100K_2/3.jpg", "visual_genome:2": "visual_genome/2.jpg",
                      "gqa:n3": "gqa/n3.jpg", "flickr30k:60": "flickr30k/60.jpg",
                      "nlvr2:train-1-0-img0": "nlvr2/train-1-0-img0.png",
-                     "conceptual_captions:123": "conceptual_captions/123.jpg"}
+                     "conceptual_captions:123": "conceptual_captions/123.jpg",
+                     "vizwiz:train_00000007": "vizwiz/train/VizWiz_train_00000007.jpg",
+                     "vizwiz:val_000000000007": "vizwiz/VizWiz_val_000000000007.jpg"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -263,7 +284,7 @@ def test_the_miniature_world_loads(miniature):
             for candidates, label in zip(frame.get("candidates", ()), frame["label"] if "candidates" in frame else ()):
                 assert 0 <= label < len(candidates)
             if "answers" in frame:
-                assert set(map(len, frame["answers"])) == {10 if corpus == "vqa" else 1}
+                assert set(map(len, frame["answers"])) == {10 if corpus in ("vqa", "vizwiz") else 1}
 
 
 def test_every_image_of_the_miniature_world_has_a_picture(miniature):
@@ -319,7 +340,7 @@ REFS, INSTANCES = "refcoco/refcocog/refs(umd).p", "refcoco/refcocog/instances.js
 V7W, GAMES = "visual7w/dataset_v7w_pointing.json", "guesswhat/guesswhat.valid.jsonl.gz"
 GENOME, IMAGES = "visual_genome/question_answers.json", "visual_genome/image_data.json"
 GQA, COCO = "gqa/val_balanced_questions.json", "coco_captions/dataset_coco.json"
-CAPTIONS = "conceptual_captions/Train_GCC-training.tsv"
+CAPTIONS, VIZWIZ = "conceptual_captions/Train_GCC-training.tsv", "vizwiz/val.json"
 FLICKR, NLVR2, SNLI = "flickr30k/dataset_flickr30k.json", "nlvr2/dev.json", "snli_ve/snli_ve_dev.jsonl"
 
 WRONG = {  # name -> corpus, change, (file, record, field) of the error, words of its message
@@ -399,6 +420,16 @@ WRONG = {  # name -> corpus, change, (file, record, field) of the error, words o
     "snli: label": ("snli_ve", _set(SNLI, 1, "gold_label", "-"), (SNLI, 1, "gold_label"), "no '-' in contradiction"),
     "snli: missing field": ("snli_ve", _set(SNLI, 1, "Flikr30kID", DELETE), (SNLI, 1, "Flikr30kID"), "missing"),
     "snli: twice": ("snli_ve", _set(SNLI, 1, "pairID", "60.jpg#0"), (SNLI, None, None), "'60.jpg#0'"),
+    "vizwiz: no answer": ("vizwiz", _set(VIZWIZ, 1, "answers", []), (VIZWIZ, 1, "answers"), "no answer"),
+    "vizwiz: answers missing": ("vizwiz", _set(VIZWIZ, 1, "answers", DELETE), (VIZWIZ, 1, "answers"), "missing"),
+    "vizwiz: answer is no text": ("vizwiz", _set(VIZWIZ, 1, "answers", 0, {"answer": 3}), (VIZWIZ, "1.answers[0]", "answer"),
+        "expected str"),
+    "vizwiz: answerable": ("vizwiz", _set(VIZWIZ, 1, "answerable", 2), (VIZWIZ, 1, "answerable"), "expected 0 or 1, found 2"),
+    "vizwiz: type of answer": ("vizwiz", _set(VIZWIZ, 1, "answer_type", 7), (VIZWIZ, 1, "answer_type"), "expected str"),
+    "vizwiz: name": ("vizwiz", _set(VIZWIZ, 1, "image", "1.jpg"), (VIZWIZ, 1, "image"),
+        "such as VizWiz_val_00000000.jpg"),
+    "vizwiz: twice": ("vizwiz", _set(VIZWIZ, 1, "image", "VizWiz_val_00000000.jpg"),
+        (VIZWIZ, None, None), "ids repeat another"),
     "captions: columns": ("conceptual_captions", _set(CAPTIONS, "a cup\thttp://x/1\na dog\n"),
                           (CAPTIONS, 1, None), "found 1 columns"),
 }

@@ -49,7 +49,7 @@ def test_it_fits_a_screen(data, tmp_path):
 
 def test_a_sound_folder_is_told_to_go_on(data, tmp_path):
     report = doctor(data, tmp_path, STUDY)
-    assert report.count(" present ") == 13 and "wrong" not in report and last(report) == "next         dvc repro"
+    assert report.count(" present ") == 14 and "wrong" not in report and last(report) == "next         dvc repro"
 
 
 FILES = {corpus: [path for path in next(iter(releases.values())) if "visual_genome/image_data" not in path]
@@ -94,7 +94,7 @@ def test_coverage_counts_regions_by_photograph(data, tmp_path):
         for key in corpora.image_files(data):
             if key.startswith("nlvr2:"): writer.append(key, Regions(rng.random((2, 8)), np.float32([[0, 0, 9, 9]] * 2), 10, 10))
     rows = {line.split()[0]: line for line in doctor(data, tmp_path, STUDY).splitlines() if " present " in line}
-    assert rows["nlvr2"].endswith(" 100 %") and rows["vqa"].endswith(" 0 %") and len(rows) == 13
+    assert rows["nlvr2"].endswith(" 100 %") and rows["vqa"].endswith(" 0 %") and len(rows) == 14
 
 
 def test_parameters_are_those_of_the_model():
@@ -115,7 +115,7 @@ def test_a_folder_can_be_examined_outside_of_a_checkout(data, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     main(["doctor", str(data)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{data}, outside of a checkout of the study" and sum(" present " in line for line in lines) == 13
+    assert lines[0] == f"{data}, outside of a checkout of the study" and sum(" present " in line for line in lines) == 14
     assert not any(line.startswith(("memory ", "disk ")) for line in lines) and any(line.startswith("accelerator ") for line in lines)
 
 

@@ -169,7 +169,8 @@ def test_npy_headers_are_literals(tmp_path):
     ("visual_genome", "7", "visual_genome:7"), ("gqa", "n123", "gqa:n123"), ("gqa", "2375429", "coco:5"), ("vg", "n9", "gqa:n9"),
     ("visual7w", "v7w_2375429", "coco:5"), ("flickr30k", "1000092795.jpg", "flickr30k:1000092795"),
     ("flickr30k", "flickr30k_000036979", "flickr30k:36979"), ("nlvr2", "train-10171-0-img0.png", "nlvr2:train-10171-0-img0"),
-    ("nlvr2", "nlvr2_test1-0-1-img1", "nlvr2:test1-0-1-img1"), ("conceptual_captions", "4012345678", "conceptual_captions:4012345678")])
+    ("nlvr2", "nlvr2_test1-0-1-img1", "nlvr2:test1-0-1-img1"), ("vizwiz", "VizWiz_val_00000007.jpg", "vizwiz:val_00000007"),
+    ("conceptual_captions", "4012345678", "conceptual_captions:4012345678")])
 def test_keys(collection, image, key):
     assert canonical_key(collection, image, {"visual_genome:2375429": "coco:5"}) == key
 

@@ -31,6 +31,7 @@ ALIASES = {"visual_genome:2375429": "coco:391895", "visual_genome:8": "flickr30k
     ("nlvr2", "nlvr2:dev-850-0-img0", ["dev-850-0-img0", "dev-850-0-img0.png", "dev/dev-850-0-img0.npy"]),
     ("nlvr2", "nlvr2:test1-0-1-img1", ["test1-0-1-img1.png"]),
     ("conceptual_captions", "conceptual_captions:3065473813", [3065473813, "3065473813.jpg"]),
+    ("vizwiz", "vizwiz:train_00000007", ["VizWiz_train_00000007.jpg", "train/VizWiz_train_00000007.npy", "vizwiz:train_00000007"]),
     (None, "coco:391895", ["coco:391895", "visual_genome:2375429", "coco:COCO_val2014_000000391895.jpg"])])
 def test_canonical(collection, key, names):
     assert {name: leaks.key_of_name(name, collection, ALIASES) for name in names} == dict.fromkeys(names, key)

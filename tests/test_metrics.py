@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask
+from sklearn.metrics import average_precision_score
 
 from fuzz import tries
 from vl12in1.corpora import verification
@@ -18,7 +19,7 @@ from vl12in1.evaluation import metrics
 from vl12in1.answers import soft_scores, vqa_accuracy
 from vl12in1.corpora.answering import Choices
 from vl12in1.evaluation.metrics import (
-    METRICS, caption_metrics, choice_metrics, entailment_metrics, gqa_metrics, grounding_score, nlvr2_metrics, official,
+    METRICS, average_precision, caption_metrics, choice_metrics, entailment_metrics, gqa_metrics, grounding_score, nlvr2_metrics, official,
     oracle_recall, refer_metrics, retrieval_folds, retrieval_metrics, retrieval_ranks, vqa_disagreement, vqa_metrics)
 
 GOLDEN = json.loads((Path(__file__).parent / "parity" / "vqa_golden.json").read_text())["scoring"]
@@ -387,14 +388,15 @@ def test_other_pairs_have_no_consistency():
 def perfect(head, metric):
     "Two examples of a kind of task and predictions without a mistake."
     frame = pd.DataFrame(dict(uid=["dev-1-0-0", "dev-1-1-0"], images=[("coco:1",), ("coco:2",)], label=[1, 0],
-                              box=[(0, 0, 1, .5), (.5, 0, 1, 1)], answers=[("red",) * 10, ("2",) * 10]))
+                              box=[(0, 0, 1, .5), (.5, 0, 1, 1)], answers=[("red",) * 10, ("2",) * 10],
+                              answer_type=["other", "number"], answerable=[1, 1]))
     said = {"answer": frame.answers.str[0], "match": np.eye(2), "IoU > 0.5": list(frame.box)}
     return frame, said.get(head, said.get(metric, frame.label))
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", METRICS)
 def test_every_task_has_its_metric_and_the_cell_comes_first(name):
-    task = TASKS[name]
+    task = ASKABLE[name]
     frame, said = perfect(task.head, task.metric)
     result = official(name, frame, said)
     first = next(iter(result))
@@ -404,11 +406,33 @@ def test_every_task_has_its_metric_and_the_cell_comes_first(name):
     with pytest.raises(ValueError, match="1 predictions for 2 examples"): official(name, frame, said[:1])
 
 
+def test_average_precision_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 5, 40):
+        for _ in range(20):
+            wanted, scores = rng.integers(0, 2, size), rng.integers(0, 4, size) / 4
+            if wanted.any(): assert average_precision(wanted, scores) == pytest.approx(average_precision_score(wanted, scores))
+    assert average_precision([0, 0], [.3, .2]) == 0
+
+
+@pytest.mark.parametrize("answerable, f1", [([1, 0, 1, 0], 1), ([.5, .5, .5, .5], 0), ([.4, .4, .6, .6], .5), (None, 2 / 3)])
+def test_unanswerable_questions_are_what_vizwiz_looks_for(answerable, f1):
+    frame = pd.DataFrame(dict(uid=list("abcd"), answers=[
+        ("red",) * 10, ("unanswerable",) * 6 + ("red",) * 4, ("the cup",) * 10, ("cup",) * 10],
+                              answer_type=["other", "unanswerable", "other", "other"], answerable=[1, 0, 1, 0]))
+    said = ["Red.", "unanswerable", "cup", "The cup!"]
+    result = official("vizwiz", frame, said, answerable=answerable)
+    assert result["accuracy"] == .75 and result["answer type: other"] == pytest.approx(2 / 3) and result["answer type: unanswerable"] == 1
+    assert result["unanswerable: F1"] == pytest.approx(f1)
+    doubt = 1 - np.array([1, 0, 1, 1] if answerable is None else answerable)
+    assert result["unanswerable: average precision"] == pytest.approx(average_precision_score(1 - frame.answerable, doubt))
+
+
 def test_the_table_has_a_row_for_each_task_and_no_other():
     assert set(TASKS) <= set(METRICS) <= set(ASKABLE)
 
 
-@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.head == "answer"])
+@pytest.mark.parametrize("name", [name for name in METRICS if ASKABLE[name].head == "answer"])
 def test_unanswered_questions_are_named(name):
     frame = pd.DataFrame(dict(uid=["5", "6"], answers=[("red",), ()]))
     with pytest.raises(ValueError, match="first is 6: an unlabelled"): official(name, frame, ["red", "red"])

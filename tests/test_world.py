@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -55,6 +56,25 @@ def test_same_configuration_same_bytes(tiny, tmp_path):
     write_world(tmp_path / "other", replace(TINY, seed=1))
     assert fingerprint(tmp_path / "again") == fingerprint(tiny)
     assert fingerprint(tmp_path / "other") != fingerprint(tiny)
+
+
+@pytest.mark.parametrize("photographs", [(2, 2, 2), (90, 40, 70)])
+def test_vizwiz_changes_no_other_file(tiny, photographs):
+    def others(world):
+        texts = {path: content for name, writer in WRITERS.items() if name != "vizwiz" for path, content in writer(world).items()}
+        return texts, {key: scene for key, scene in world.scenes.items() if not key.startswith("vizwiz:")}
+    other = plan(replace(TINY, vizwiz=photographs))
+    assert others(plan(TINY)) == others(other) and len(other.splits["vizwiz"]["train"]) == max(2, round(photographs[0] * TINY.scale))
+
+
+def test_vizwiz_asks_once_about_photographs_of_its_own(full):
+    _, frames = full
+    asked = pd.concat(frames["vizwiz"].values())
+    assert asked["images"].is_unique and asked.answers.map(len).eq(10).all() and asked.answerable.mean() == pytest.approx(.7, abs=.06)
+    assert {keys for corpus, splits in frames.items() if corpus != "vizwiz" for frame in splits.values() for keys in frame["images"]
+            if any(key.startswith("vizwiz:") for key in keys)} == set()
+    assert asked.answer_type.eq("unanswerable").equals(asked.answerable.eq(0)) and set(asked.answer_type) == {
+        "yes/no", "number", "other", "unanswerable"}
 
 
 def test_other_seed_other_scenes_and_questions(tiny):
@@ -191,8 +211,8 @@ def test_test_sets_are_large_enough(full):
     assert min(len({key for keys in test["images"] for key in keys}) for test in tests.values()) >= 150
     assert len({*tests["nlvr2"]["images"]}) >= 150, "pairs"
     sizes = {corpus: len(test) for corpus, test in tests.items()}
-    assert min(sizes.values()) >= 500
-    assert all(size >= 540 for corpus, size in sizes.items() if corpus not in ("coco_captions", "flickr30k")), sizes
+    assert min(sizes.values()) >= 300 and min(sizes[corpus] for corpus in sizes if corpus != "vizwiz") >= 500
+    assert all(size >= 540 for corpus, size in sizes.items() if corpus not in ("coco_captions", "flickr30k", "vizwiz")), sizes
     assert len(frames["nlvr2"]["train"]) >= 2300 and len(frames["nlvr2"]["val"]) >= 300
 
 

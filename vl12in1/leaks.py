@@ -25,6 +25,7 @@ _forms = {  # collection -> pattern of its names, whose group is named after the
     "flickr30k": (r"0*(?P<flickr30k>\d+)(?:\.jpg)?(?:#\w+)?", "1000092795.jpg or 1000092795.jpg#2"),
     "nlvr2": (r"(?P<nlvr2>[a-z]+\d?-\d+-\d+-img[01])", "dev-850-0-img0.png"),
     "conceptual_captions": (r"0*(?P<conceptual_captions>\d+)", "3065473813"),
+    "vizwiz": (r"(?:VizWiz_)?(?P<vizwiz>(?:train|val|test)_\d+)", "VizWiz_train_00000000.jpg"),
 }
 
 # %% ../nbs/38a_leaks.ipynb #5f154ffc

@@ -68,9 +68,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
 _more = (
     Task("coco_captioning",      "COCO captioning",      "", "coco_captions", "caption", "CIDEr-D / 10", 30, 128, 2e-5),
     Task("flickr30k_captioning", "Flickr30k captioning", "", "flickr30k",     "caption", "CIDEr-D / 10", 30, 128, 2e-5),
+    Task("vizwiz",              "VizWiz",           "",   "vizwiz",          "answer", "VizWiz accuracy",      40, 128, 4e-5, "vizwiz"),
 )
 MORE: dict[str, Task] = {task.name: task for task in _more}
 ASKABLE: Mapping[str, Task] = ChainMap(MORE, TASKS)  # in the order of the twelve, then of the others
+
+# %% ../nbs/00_tasks.ipynb #00more05
+def vocabularies_of(tasks) -> list[str]:
+    "Names of the answer vocabularies of a table of tasks, sorted."
+    return sorted({task.vocabulary for task in tasks.values()} - {""})
 
 # %% ../nbs/00_tasks.ipynb #pretraining
 PRETRAINING = Task("pretraining", "Conceptual Captions", "", "conceptual_captions", "pretrain", "alignment", 36, 512, 1e-4)

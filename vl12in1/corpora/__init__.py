@@ -25,13 +25,14 @@ from .referring import (guesswhat_games, read_guesswhat, read_refcoco, read_refc
                                        read_visual7w)
 from .retrieval import read_coco_captions, read_flickr30k
 from .verification import nlvr2_statements, read_nlvr2, read_snli_ve
+from .vizwiz import read_vizwiz
 
 # %% ../../nbs/28_corpora.ipynb #readers
 READERS = {"vqa": read_vqa, "gqa": read_gqa, "visual_genome": read_visual_genome,
            "coco_captions": read_coco_captions, "flickr30k": read_flickr30k,
            "refcoco": read_refcoco, "refcoco+": read_refcoco_plus, "refcocog": read_refcocog,
            "visual7w": read_visual7w, "guesswhat": read_guesswhat, "nlvr2": read_nlvr2, "snli_ve": read_snli_ve,
-           "conceptual_captions": read_conceptual_captions}
+           "conceptual_captions": read_conceptual_captions, "vizwiz": read_vizwiz}
 
 # %% ../../nbs/28_corpora.ipynb #state
 _listed = Counter(path for releases in RELEASES.values() for path in set().union(*releases.values()))

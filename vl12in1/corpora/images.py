@@ -152,6 +152,7 @@ _collections = {  # folder of `images/` -> the names of its files; the group is 
     "flickr30k": r"([0-9]+)\.jpg",
     "nlvr2": r"(\w+-[0-9-]+-img[01])\.png",
     "conceptual_captions": r"([0-9]+)\.jpg",
+    "vizwiz": r"VizWiz_((?:train|val|test)_[0-9]+)\.jpg",
 }
 
 def _refused(error: OSError):

@@ -68,6 +68,7 @@ RELEASES: dict[str, dict[str, dict[str, str]]] = {  # corpus -> release -> path 
                       for split in ("train", "dev", "test")}},
     "conceptual_captions": {"2018": {f"conceptual_captions/{name}.tsv": "caption, tab, image address"
                                      for name in ("Train_GCC-training", "Validation_GCC-1.1.0-Validation")}},
+    "vizwiz": {"vqa": {f"vizwiz/{split}.json": f"{split} questions, one to a photograph" for split in ("train", "val", "test")}},
 }
 
 # %% ../../nbs/20a_layout.ipynb #detector-files
@@ -117,6 +118,7 @@ SIZES: dict[str, tuple[int, ...]] = {  # path -> records that upstream's version
     **{f"snli_ve/esnlive_{split}.csv": (count,) for split, count in _esnlive.items()},
     "conceptual_captions/Train_GCC-training.tsv": (3318333,),
     "conceptual_captions/Validation_GCC-1.1.0-Validation.tsv": (15840,),
+    "vizwiz/train.json": (20523, 20000), "vizwiz/val.json": (4319, 3173), "vizwiz/test.json": (8000,),
 }
 
 # %% ../../nbs/20a_layout.ipynb #find

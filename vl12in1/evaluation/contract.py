@@ -92,7 +92,7 @@ def batch_rule(task: str, splits: dict, sources: Sources) -> Iterator[str]:
 def _tiny(task, sources):
     "A small model for a task and what `sources` hold."
     torch.manual_seed(0)
-    return with_tasks(build_model(sources, "tiny"), [task], {})
+    return with_tasks(build_model(sources, "tiny"), [task], {name: len(words) for name, words in sources.vocabularies.items()})
 
 def model_rule(task: str, splits: dict, sources: Sources) -> Iterator[str]:
     "Logits, loss and scores of the first examples."

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['METRICS', 'vqa_metrics', 'vqa_disagreement', 'grounding_score', 'gqa_metrics', 'retrieval_ranks', 'recall_at',
            'text_ranks', 'retrieval_metrics', 'retrieval_folds', 'caption_metrics', 'refer_metrics', 'oracle_recall',
-           'choice_metrics', 'nlvr2_metrics', 'entailment_metrics', 'official', 'plain_metrics']
+           'choice_metrics', 'nlvr2_metrics', 'entailment_metrics', 'average_precision', 'vizwiz_metrics', 'official',
+           'plain_metrics']
 
 # %% ../../nbs/60_metrics.ipynb #55632482
 from collections import Counter, defaultdict
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..boxes import iou
-from ..answers import exact_match, normalise_answer, vqa_accuracy, vqa_conventions
+from ..answers import exact_match, normalise_answer, vizwiz_accuracy, vqa_accuracy, vqa_conventions
 
 # %% ../../nbs/60_metrics.ipynb #check
 def _check(frame, predictions):
@@ -232,6 +233,29 @@ def entailment_metrics(frame, predictions) -> dict[str, float]:
     classes = _means("class", right, [_relations[label] for label in frame.label])
     return {"accuracy": float(right.mean()), "examples": len(frame)} | classes
 
+# %% ../../nbs/60_metrics.ipynb #60viz02
+def average_precision(wanted, scores) -> float:
+    "Area below the steps of precision over recall of `scores` (N,), the larger the surer, for `wanted` (N,) of 0 and 1; 0 if none is."
+    order = np.argsort(-np.asarray(scores, dtype=float), kind="stable")
+    wanted, scores = np.asarray(wanted)[order], np.asarray(scores, dtype=float)[order]
+    ends = np.flatnonzero(np.append(np.diff(scores) != 0, True))  # equal scores fall together
+    found = wanted.cumsum()[ends]
+    return float((found / (ends + 1) * np.diff(found, prepend=0)).sum() / max(wanted.sum(), 1))
+
+# %% ../../nbs/60_metrics.ipynb #60viz04
+def vizwiz_metrics(frame, predictions, answerable=None) -> dict[str, float]:
+    """VizWiz's metrics of predicted strings: accuracy, overall and per `answer_type`, and F1 and average precision of finding out what
+    cannot be answered. `answerable`: how sure it is, 0 to 1, that each can be; unless given, 0 where "unanswerable" is predicted, else
+    1."""
+    _check(frame, predictions)
+    if answerable is None: answerable = [float(normalise_answer(predicted) != "unanswerable") for predicted in predictions]
+    scores = [vizwiz_accuracy(predicted, answers) for predicted, answers in zip(predictions, frame.answers)]
+    doubt, without = 1 - np.asarray(answerable, dtype=float), 1 - frame.answerable.to_numpy()
+    claimed, found = doubt > .5, without[doubt > .5].sum()
+    return ({"accuracy": float(np.mean(scores)), "examples": len(frame)} | _means("answer type", scores, frame.answer_type)
+            | {"unanswerable: average precision": average_precision(without, doubt),
+               "unanswerable: F1": float(2 * found / max(claimed.sum() + without.sum(), 1))})
+
 # %% ../../nbs/60_metrics.ipynb #official
 METRICS = {
     "vqa": vqa_metrics, "vg_qa": gqa_metrics, "gqa": gqa_metrics,
@@ -239,10 +263,11 @@ METRICS = {
     "refcoco": refer_metrics, "refcoco+": refer_metrics, "refcocog": refer_metrics,
     "visual7w": choice_metrics, "guesswhat": choice_metrics,
     "nlvr2": nlvr2_metrics, "snli_ve": entailment_metrics,
+    "vizwiz": vizwiz_metrics,
 }  # task -> what the program of its corpus computes
 
 def official(task: str, frame, predictions, **options) -> dict[str, float]:
-    "Official metrics of one of the twelve tasks, the table's cell first; `options` are those of the function in `METRICS`."
+    "Official metrics of a task in `METRICS`, the table's cell first; `options` are those of the function in `METRICS`."
     return METRICS[task](frame, predictions, **options)
 
 def plain_metrics(frame, scores) -> dict[str, float]:

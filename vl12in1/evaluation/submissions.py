@@ -167,6 +167,7 @@ FORMATS: dict[str, Format] = {
     "guesswhat":           GUESSWHAT,
     "nlvr2":               NLVR2,
     "snli_ve":             SNLI_VE,
+    "vizwiz":              answers("image", str, "answer"),
 }
 
 # %% ../../nbs/62_submissions.ipynb #parsed

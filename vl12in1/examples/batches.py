@@ -20,7 +20,7 @@ from .text import AnswerVocabulary, TokenIds, Tokenizer
 from ..model.heads import HEADS, Head
 from ..model.interface import Batch, method_of, pad
 from ..regions import Regions, RegionStore
-from ..tasks import TASKS, TRAINABLE
+from ..tasks import MORE, TASKS, TRAINABLE, vocabularies_of
 
 # %% ../../nbs/51_batches.ipynb #sources
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Sources:
         """The stores in folder `regions` (`detected`, `given`), the vocabularies in folder `text` and, for training, the `neighbours` in
         the folder of that name, as the stages write them."""
         regions, text, detected = Path(regions), Path(text), RegionStore.open(Path(regions) / "detected")
-        names = sorted({task.vocabulary for task in TASKS.values()} - {""})
+        names = vocabularies_of(TASKS) + [name for name in vocabularies_of(MORE) if (text / f"answers_{name}.json").exists()]
         return cls(detected, RegionStore.open(regions / "given"), Tokenizer.open(text / "wordpieces.txt"),
                    {name: AnswerVocabulary.open(text / f"answers_{name}.json") for name in names},
                    Neighbours.open(neighbours, detected) if neighbours else {})

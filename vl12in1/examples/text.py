@@ -22,7 +22,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from ..answers import normalise_answer, soft_scores
 from ..files import write_text
 from ..model.interface import method_of
-from ..tasks import TASKS
+from ..tasks import ASKABLE, vocabularies_of
 from ..weights import CheckpointError, read_text
 
 # %% ../../nbs/50_text.ipynb #split-words
@@ -204,7 +204,7 @@ class AnswerVocabulary:
 # %% ../../nbs/50_text.ipynb #50al0002
 def published_answers(data) -> tuple[dict[str, Path], list[Path]]:
     "Vocabulary -> published list, `answers/{vqa,gqa}.json` below a data folder; and files there that look like one and are not used."
-    data, names = Path(data), sorted({task.vocabulary for task in TASKS.values()} - {""})
+    data, names = Path(data), vocabularies_of(ASKABLE)
     used = {name: data / f"answers/{name}.json" for name in names if (data / f"answers/{name}.json").is_file()}
     found = [file for pattern in ("answers/*", "*/*label2ans*", "*/*ans2label*", "*/cache/*label2ans*", "*/cache/*ans2label*")
              for file in data.glob(pattern)]

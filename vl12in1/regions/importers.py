@@ -31,7 +31,8 @@ _COLLECTIONS = {  # beginning of a file's name -> collection in image keys, patt
     "visual_genome": _GENOME, "vg": _GENOME, "gqa": _GENOME, "visual7w": _GENOME,
     "flickr30k": ("flickr30k", r"(?:flickr30k_)?0*(\d+)"),
     "nlvr2": ("nlvr2", r"(?:nlvr2_)?((?:train|dev|test1|test2)-\d+-\d+-img[01])"),
-    "conceptual_captions": ("conceptual_captions", r"0*(\d+)")}
+    "conceptual_captions": ("conceptual_captions", r"0*(\d+)"),
+    "vizwiz": ("vizwiz", r"(?:vizwiz_)?((?:train|val|test)_\d+)")}
 
 def canonical_key(collection: str,      # a key of `_COLLECTIONS`
                   image: str,           # upstream's id, with or without ending and folders

@@ -55,6 +55,7 @@ SOURCES: dict[str, Source] = {
     "nlvr2": Source("https://github.com/lil-lab/nlvr", "CC BY 4.0; photographs on request"),
     "snli_ve": Source("https://github.com/necla-ml/SNLI-VE", "BSD-3-Clause; SNLI: CC BY-SA 4.0"),
     "conceptual_captions": Source("https://ai.google.com/research/ConceptualCaptions", "free for any purpose, with attribution"),
+    "vizwiz": Source("https://vizwiz.org/tasks-and-datasets/vqa", "CC BY 4.0"),
 }
 
 # %% ../../nbs/80_doctor.ipynb #listed

@@ -27,7 +27,7 @@ from ..model.saving import Assets
 from ..files import written
 from ..fields import Count, Fraction, Rate, Seed, Size, Within, check_fields
 from ..processes import add_up
-from ..tasks import TASKS, TRAINABLE
+from ..tasks import TASKS, TRAINABLE, vocabularies_of
 from .balancing import InTurn, ScaledLosses
 from .evaluation import NotFinite, head_scores
 from .feed import Readers, TrainingBatches, generator
@@ -109,7 +109,7 @@ def build_model(sources, preset, **overrides) -> TwelveInOne:
     "An untrained model for what `sources` hold: a configuration of `PRESETS` by name, with some of its fields replaced."
     sizes = dict(vocab_size=len(sources.tokenizer), feature_dim=sources.detected.manifest["feature_dim"])
     config = PRESETS[preset](**dict(task_tokens=tuple((task,) for task in TASKS)) | sizes | overrides)
-    return TwelveInOne(config, {name: len(vocabulary) for name, vocabulary in sources.vocabularies.items()})
+    return TwelveInOne(config, {name: len(sources.vocabularies[name]) for name in vocabularies_of(TASKS) if name in sources.vocabularies})
 
 # %% ../../nbs/57_trainer.ipynb #examples-record
 def examples_record(examples) -> dict:
@@ -123,7 +123,8 @@ def assets_of(examples, before: Assets) -> Assets:
     "What travels with a model that was trained on these examples after whatever it had learned `before`."
     sources = examples.sources
     manifest = getattr(sources.detected, "manifest", {})  # any other mapping has none
-    answers = {name: vocabulary.answers for name, vocabulary in sources.vocabularies.items()}
+    spoken = {*vocabularies_of(TASKS), *before.answers, examples.task.vocabulary}
+    answers = {name: vocabulary.answers for name, vocabulary in sources.vocabularies.items() if name in spoken}
     regions = {key: manifest[key] for key in ("extractor", "feature_dim", "class_names") if key in manifest}
     words = replace(before, pieces=sources.tokenizer.pieces, answers=answers, regions=regions)
     return words.learned(asdict(examples.task), examples_record(examples))

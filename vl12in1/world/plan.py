@@ -34,6 +34,7 @@ class PhotographCounts:
     - `nlvr2`: train, dev, test1: sets of four pairs of photographs
     - `nlvr2_twice`: photographs of dev that test1 has too, and of test1 that train has too
     - `conceptual_captions`: train, validation
+    - `vizwiz`: train, val, test: photographs that no other corpus has
     """
     seed: int = 0
     scale: float = 1.0
@@ -51,6 +52,7 @@ class PhotographCounts:
     nlvr2: tuple[int, ...] = (154, 21, 40)
     nlvr2_twice: tuple[int, ...] = (6, 8)
     conceptual_captions: tuple[int, ...] = (2400, 240)
+    vizwiz: tuple[int, ...] = (400, 60, 300)
 
     def photographs(self, corpus: str) -> list[int]:
         "The numbers of photographs in the field `corpus`, times `scale`; at least two each."
@@ -120,6 +122,10 @@ def _web_addresses(config) -> dict[str, list[str]]:
     ids = _ids(config, "conceptual_captions", counts, 0, 10 ** 6)
     urls = [f"http://photos.example.com/uploads/{number // 1000:03d}/{number % 1000:03d}.jpg" for number in ids]
     return deal(urls, "train val", counts)
+
+def _vizwiz_keys(config) -> dict[str, list[str]]:
+    counts = dict(zip(("train", "val", "test"), config.photographs("vizwiz"), strict=True))
+    return {split: [f"vizwiz:{split}_{number:08d}" for number in range(count)] for split, count in counts.items()}
 
 def web_key(url: str) -> str:
     "The image key of a photograph of Conceptual Captions: the CRC-32 of its address."
@@ -280,6 +286,7 @@ def plan_world(config: WorldConfig) -> World:
     splits["nlvr2"] = _nlvr2_keys(config)
     aliases = _nlvr2_aliases(config, splits["nlvr2"])
     splits["conceptual_captions"] = {split: list(map(web_key, urls)) for split, urls in web.items()}
+    splits["vizwiz"] = _vizwiz_keys(config)
     names = dict.fromkeys(name for corpus in splits.values() for part in corpus.values() for name in part)
     scenes = {key: sample_scene(generator(config, "scene", key)) for key in names if key not in aliases}
     coco_sets = {key: name for name, keys in coco.items() for key in keys}
