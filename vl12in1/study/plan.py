@@ -49,8 +49,9 @@ def hours(pairs, rates) -> float:
 def training_pairs(run, study) -> dict[str, int]:
     "Task -> pairs that all models of a run train on, with one seed."
     config, pairs = config_for(run.kind, study), dict.fromkeys(TRAINABLE, 0)
+    as_many_steps = run.schedule == "equal_steps" and run.gradients != "in_turn"  # in each, a batch of every task
     for tasks in run.tasks().values():
-        for task in tasks: pairs[task] += pairs_of(config, task)
+        for task in tasks: pairs[task] += pairs_of(config, task) * (len(tasks) if as_many_steps else 1)
     return pairs
 
 # %% ../../nbs/80a_plan.ipynb #f86de245

@@ -67,6 +67,18 @@ ABLATION_ROWS = (
     ("Uncertainty weighting", "uncertainty", "at"),
     ("One step for all tasks", "one_step", "at"),
     ("One step, gradient surgery (PCGrad)", "surgery", "one_step"),
+    ("Impartial losses (IMTL-L)", "imtl_l", "at"),
+    ("Dynamic weight average (DWA)", "dwa", "at"),
+    ("One step, soft maximum (STCH)", "stch", "one_step"),
+    ("One step, equal progress (FAMO)", "famo", "one_step"),
+    ("One step, no task worse off (UPGrad)", "upgrad", "one_step"),
+    ("One step, worst-off first (CAGrad)", "cagrad", "one_step"),
+    ("One step, bargained (Nash-MTL)", "nash_mtl", "one_step"),
+    ("One step, aligned (Aligned-MTL)", "aligned_mtl", "one_step"),
+    ("One step for all tasks, as many steps", "one_step_equal", "at"),
+    ("Sampling at temperature 2", "temperature", "at"),
+    ("At most four passes (UniMax)", "unimax", "at"),
+    ("Back to the best (mSFT)", "back_to_best", "at"),
 )
 ALONE = {10: "st_10", 25: "st_25", 50: "st_50", 100: "st_clean"}    # percent of the examples -> run
 TOGETHER = {10: "at_10", 25: "at_25", 50: "at_50", 100: "at"}
