@@ -254,7 +254,8 @@ def test_every_choice_trains_and_ends_the_same_when_killed(tmp_path, choices):
     with pytest.raises(KeyboardInterrupt): killed.run()
     resumed = trained(tmp_path / "b", training=training, **choices)
     assert whole.history == resumed.history and all(np.isfinite(line["loss"]) for line in whole.history if line["steps"])
-    assert all(torch.equal(a, b) for a, b in zip(whole.step.state_dict().values(), resumed.step.state_dict().values()) if torch.is_tensor(a))
+    assert all(torch.equal(a, b) for a, b in zip(whole.step.parameters(), resumed.step.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole.step.buffers(), resumed.step.buffers(), strict=True))
     assert isinstance(whole.schedule, DynamicStopAndGo) == choices.get("stop_and_go", False)
 
 

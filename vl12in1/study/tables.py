@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MULTITASK_ROWS', 'PRETRAINING_ROWS', 'ABLATION_ROWS', 'ALONE', 'TOGETHER', 'FRACTION_ROWS', 'TEST_SPLITS', 'FAMILIES',
            'READING', 'data_name', 'points', 'difference_columns', 'scores_table', 'missing', 'cell', 'probability',
-           'differences', 'compared_columns', 'readable', 'summary', 'pretraining_scores_table', 'metrics_table',
-           'markdown', 'write_table', 'legend']
+           'differences', 'compared_columns', 'readable', 'summary', 'step_costs', 'pretraining_scores_table',
+           'metrics_table', 'markdown', 'write_table', 'legend']
 
 # %% ../../nbs/76_tables.ipynb #10a036c1
 import json
@@ -205,6 +205,16 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     shown |= compared_columns(table)
     for name in ("steps_in_all", "seeds"): shown[name.replace("_", " ")] = _counts(table[name])
     return pd.DataFrame(shown, index=table.index)
+
+# %% ../../nbs/76_tables.ipynb #76e00002
+def step_costs(path: Path, results: Results, runs: list[str]) -> list[float | None]:
+    """Time of an iteration of each of `runs` beside the paper's way, as `make benchmark` left it in `path`; None where that is not known.
+    ValueError that names a file which is something else."""
+    if not Path(path).exists(): return [None] * len(runs)
+    try: measured = pd.read_csv(path).astype(dict(cost=float)).set_index(["losses", "gradients"]).cost.to_dict()
+    except (KeyError, ValueError): raise ValueError(f"{path}: no costs of ways to balance; make benchmark writes it again") from None
+    ways = [tuple(results.runs.get(run, {}).get(field) for field in ("losses", "gradients")) for run in runs]
+    return [measured.get(way) for way in ways]
 
 # %% ../../nbs/76_tables.ipynb #pretraining-scores-table
 def pretraining_scores_table(runs: dict) -> pd.DataFrame:
