@@ -235,6 +235,7 @@ REPORTS = {
     "table_ablations.md": "the all-tasks model with one thing changed: tokens, schedule, weighing, gradients",
     "table_kinds.md": "what is learned and what is not: scores by kind of question, expression and statement",
     "table_forgetting.md": "what fine-tuning on one task forgets of the others",
+    "table_sweep.md": "whether other learning rates, loss scales and rests are better, on validation data",
     "table_pretraining.md": "the same training after improved pre-training, original pre-training and none",
     "table_tokens_data.md": "with a tenth, a quarter and half of the examples",
     "figure_tokens_data.md": "the same, as a picture",

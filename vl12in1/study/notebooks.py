@@ -145,7 +145,21 @@ class Retrieval:
     """
     pool: Count | None
 
-SECTIONS = {"duplicates": Duplicates, "text": Text, "retrieval": Retrieval}
+@dataclass
+class Sweep:
+    """Section `sweep`.
+
+    - `trials`: how many settings are tried; 0: none, and nothing is trained
+    - `iterations`: of each
+    - `seed`: that all of them are trained with
+    - `repeats`: how many seeds after it train the best settings, and the study's own, once more
+    """
+    trials: Annotated[int, Within(0, 10_000)]
+    iterations: Count
+    seed: Annotated[int, Within(0, 1_000_000_000)]
+    repeats: Annotated[int, Within(1, 100)]
+
+SECTIONS = {"duplicates": Duplicates, "text": Text, "retrieval": Retrieval, "sweep": Sweep}
 
 def problems_of_section(study, section, kind) -> list[str]:
     "What is wrong with a section of the settings, whose fields are those of a dataclass."

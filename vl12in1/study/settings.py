@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCKS', 'KNOWN', 'Resting', 'problems_of_training', 'problems_of_model', 'problems_of_world', 'Detector',
-           'problems_of_pretraining', 'problems_of_grid', 'problems_of_settings', 'checked_settings']
+           'problems_of_pretraining', 'problems_of_grid', 'problems_of_sweep', 'problems_of_settings',
+           'checked_settings']
 
 # %% ../../nbs/70b_settings.ipynb #70set003
 from dataclasses import dataclass, fields
@@ -12,9 +13,10 @@ from dataclasses import dataclass, fields
 from ..fields import Count, problems_of_fields, shown, suggestion
 from ..model import PRESETS
 from ..regions import DetectorConfig
-from .notebooks import Settings, problems_of_section, settings
+from .notebooks import Settings, Sweep, problems_of_section, settings
 from ..training.masking import Masking
 from ..training.merged import read_mergers
+from ..training.runs import all_seeds, problems_of_seeds
 from ..training.schedules import StopAndGo
 from ..training.trainer import TrainingConfig
 from ..world import WorldConfig
@@ -74,7 +76,7 @@ class Detector(DetectorConfig):
 
 # %% ../../nbs/70b_settings.ipynb #70set012
 KNOWN = ("profile", "pretraining", "runs", "followers", "merged", "world", "duplicates", "text", "bert", "regions", "model", "training",
-         "retrieval", "seeds")
+         "retrieval", "seeds", "sweep")
 
 def problems_of_pretraining(entries) -> list[str]:
     "What is wrong with the section `pretraining`."
@@ -88,6 +90,14 @@ def problems_of_grid(study) -> list[str]:
         return [f"{study.files['seeds']}: {line}" if line.startswith("seeds:") else line for line in str(error).splitlines()]
     return [] if any(study["seeds"].values()) else [f"{study.files['seeds']}: seeds: no list has a seed, so that nothing would be trained"]
 
+def problems_of_sweep(study) -> list[str]:
+    "Which seeds of the section `sweep`, whose fields are right, are those of models that reports speak of: they would choose settings."
+    if problems_of_seeds(study["seeds"]): return []
+    sweep = Sweep(**study["sweep"])
+    taken = sorted(set(all_seeds(study["seeds"])) & set(range(sweep.seed, sweep.seed + 1 + sweep.repeats)))
+    return [f"{study.files['sweep']}: sweep: with seed {sweep.seed} and repeats {sweep.repeats} it trains with {shown(taken)}, which are "
+            "seeds of the study: choose a seed far from those"] if taken else []
+
 def problems_of_settings(study: Settings) -> list[str]:
     "Everything that is wrong with the sections that there are, a line each."
     checks = dict(pretraining=problems_of_pretraining, training=problems_of_training, model=problems_of_model, world=problems_of_world)
@@ -96,6 +106,7 @@ def problems_of_settings(study: Settings) -> list[str]:
     problems = [f"{study.files[section]}: {section}: {problem}" for section, check in checks.items() if section in study
                 for problem in check(study[section])]
     if "regions" in study: problems += problems_of_section(study, "regions", Detector)
+    if "sweep" in study and "seeds" in study: problems += problems_of_sweep(study)
     return problems + problems_of_grid(study)
 
 def checked_settings(needed=()) -> Settings:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MULTITASK_ROWS', 'PRETRAINING_ROWS', 'ABLATION_ROWS', 'ALONE', 'TOGETHER', 'FRACTION_ROWS', 'TEST_SPLITS', 'FAMILIES',
            'READING', 'data_name', 'points', 'difference_columns', 'scores_table', 'missing', 'cell', 'probability',
-           'differences', 'compared_columns', 'readable', 'summary', 'step_costs', 'pretraining_scores_table',
-           'metrics_table', 'markdown', 'write_table', 'legend']
+           'with_interval', 'differences', 'compared_columns', 'readable', 'summary', 'step_costs',
+           'pretraining_scores_table', 'metrics_table', 'markdown', 'write_table', 'legend']
 
 # %% ../../nbs/76_tables.ipynb #10a036c1
 import json
@@ -168,7 +168,7 @@ def _differing(change, low, high) -> str:
     return cell(None) if missing(change) else f"{change:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def _with_interval(table: pd.DataFrame, column: str) -> list[str]:
+def with_interval(table: pd.DataFrame, column: str) -> list[str]:
     "`score ± half the width of its interval` for each row of `table`, one decimal."
     return [_scored(*values) for values in zip(table[column], table[f"{column}_low"], table[f"{column}_high"])]
 
@@ -191,9 +191,9 @@ def _counts(numbers: pd.Series) -> list[str]:
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     "A table of scores as people read it: a row per task, group and total, a column per way of training."
-    shown = {TASKS[task].title: _with_interval(table, task) for task in TASKS}
-    for group in GROUPS: shown[f"*{group}*"] = _with_interval(table, group)
-    shown["**average**"] = _with_interval(table, "average")
+    shown = {TASKS[task].title: with_interval(table, task) for task in TASKS}
+    for group in GROUPS: shown[f"*{group}*"] = with_interval(table, group)
+    shown["**average**"] = with_interval(table, "average")
     shown |= compared_columns(table)
     for name in ("steps_per_task", "steps_in_all", "models", "parameters", "seeds"): shown[name.replace("_", " ")] = _counts(table[name])
     return pd.DataFrame(shown, index=table.index).T.rename_axis("task")
@@ -201,7 +201,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 # %% ../../nbs/76_tables.ipynb #summary
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     "A table of scores in short: a row per way of training; group means, average, comparison, steps in all and seeds."
-    shown = {column: _with_interval(table, column) for column in (*GROUPS, "average")}
+    shown = {column: with_interval(table, column) for column in (*GROUPS, "average")}
     shown |= compared_columns(table)
     for name in ("steps_in_all", "seeds"): shown[name.replace("_", " ")] = _counts(table[name])
     return pd.DataFrame(shown, index=table.index)

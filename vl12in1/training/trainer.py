@@ -175,9 +175,9 @@ class Trainer:
 
 # %% ../../nbs/57_trainer.ipynb #e5700017
 @method_of(Trainer)
-def run(self) -> pd.DataFrame:
+def run(self, watch=None) -> pd.DataFrame:
     """Train to the end, from the last checkpoint if there is one. The history: a row for each validation of a task. Leaves in `waiting`
-    which fraction of its time it has waited for batches."""
+    which fraction of its time it has waited for batches. `watch`, if given, is called with the trainer after each iteration."""
     self.resume()
     total, machine = self.config.iterations, self.machine
     sequences = {task: feed.train for task, feed in self.feeds.items()}
@@ -190,6 +190,7 @@ def run(self) -> pd.DataFrame:
             if self.iteration % self.config.checkpoint_every == 0 or self.iteration == total: self.save()
             self.waiting = readers.waited / (time.perf_counter() - began)
             progress.set_postfix(waiting=f"{self.waiting:.1%}", refresh=False)
+            if watch: watch(self)
     return pd.DataFrame(self.history)
 
 @method_of(Trainer)
