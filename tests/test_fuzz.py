@@ -25,7 +25,8 @@ def test_a_damaged_file_is_read_as_it_is_or_named(target):
 
 
 FOUND = [("leak lists", 31), ("leak lists", 32), ("leak lists", 474), ("reports", 68), ("reports", 124), ("features arrays.lmdb", 41),
-         ("features base64.lmdb", 433), ("store", 143), ("features arrays.hdf5", 359), ("detector", 515), ("frames", 586)]
+         ("features base64.lmdb", 433), ("store", 143), ("features arrays.hdf5", 359), ("detector", 515), ("frames", 586),
+         ("checkpoint", 141)]
 
 
 @pytest.mark.parametrize("target, seed", FOUND)

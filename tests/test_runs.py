@@ -438,3 +438,12 @@ def test_item_scores_that_are_none_are_named(tmp_path, text):
     if text == "model,seed,task\n": assert read_item_scores(tmp_path / "at.csv") == {}
     else:
         with pytest.raises(ValueError, match="at.csv: no scores of test items"): read_item_scores(tmp_path / "at.csv")
+
+
+@pytest.mark.parametrize("header, line", [("model,task,images,kind,seed0", "all,vqa,a,-,1" * 1000), ("a," * 5000, "1," * 5000),
+                                          ("model,task,images,kind,seed0", "all,vqa,a,-,1,2")])
+def test_a_line_without_an_end_is_named_at_once(tmp_path, header, line):
+    (tmp_path / "at.csv").write_text(f"{header}\n{line}\n")
+    began = time.process_time()
+    with pytest.raises(ValueError, match="at.csv: cannot be read .lines of"): read_item_scores(tmp_path / "at.csv")
+    assert time.process_time() - began < 1

@@ -426,7 +426,7 @@ def continue_from(self, path):
     try:
         self.restore(state)
         self.check_weights()
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, FloatingPointError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
         raise CheckpointError(f"{path}: does not fit this run ({_reason(error)}); delete it, and training begins anew") from None
     self.saved = self.iteration
 
