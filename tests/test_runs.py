@@ -1,4 +1,5 @@
 """Runs: what an entry of the grid may say, what becomes of it, and what it leaves."""
+import time
 from dataclasses import fields, replace
 
 import numpy as np
