@@ -213,7 +213,7 @@ FAULTS = {"killed": killed, "interrupted": interrupted, "disk full": full, "litt
 
 # ---- what is left
 
-LEFT_OUT = ("checkpoint", "history", "run/", "file", "store/", ".lock")  # what says when, or is only there to go on
+LEFT_OUT = ("checkpoint", "history", "run/", "file", "store/", ".lock", "regions/journal")  # what says when, or is only there to go on
 
 
 def contents(folder) -> dict[str, str]:
