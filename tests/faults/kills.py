@@ -26,7 +26,8 @@ def clone(folder):
     "The last commit, cloned, with the stages and the run that are enough to see everything written."
     subprocess.run(["git", "clone", "--quiet", "--local", str(ROOT), str(folder)], check=True)
     settings = yaml.safe_load((folder / "params.yaml").read_text())
-    settings |= dict(profile="smoke", runs={"at": RUN}, followers={}, pretraining={"improved": settings["pretraining"]["improved"]})
+    settings |= dict(profile="smoke", runs={"at": RUN}, followers={}, merged={},
+                     pretraining={"improved": settings["pretraining"]["improved"]})
     (folder / "params.yaml").write_text(yaml.safe_dump(settings))
     stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {name: stages[name] for name in STAGES}}, sort_keys=False, width=1000))
