@@ -39,6 +39,7 @@ def problems_of_training(training) -> list[str]:
         own = problems_of_fields(Resting if kind == "stop_and_go" else TrainingConfig, section, whole=False)
         if kind not in ("common", "stop_and_go") and "iterations" not in section | training["common"]: own.append("iterations is missing")
         if "seed" in section: own.append("seed is unknown here: seeds have a section of their own")
+        if "affinity_every" in section: own.append("affinity_every is unknown here: an entry of the grid says it, by affinity")
         wrong += [f"{kind}: {problem}" for problem in own]
     return wrong
 

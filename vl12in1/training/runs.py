@@ -56,6 +56,7 @@ class Run:
     - `losses`: how losses are weighed, one of `LOSSES`
     - `loss_scales`: with `scaled`, factors of some tasks' losses beside the paper's: task -> number above 0
     - `gradients`: a step per task, `in_turn`; or one for all tasks, one of the other `GRADIENTS`
+    - `affinity`: iterations between two comparisons of the tasks' gradients, each of which has a step of its own; 0: there is none
     - `after`: the run whose report it needs, for the schedules in `FOLLOWING`
     - `seeds`: which seeds it is repeated with: a key of the profile's `seeds`; an entry has to name it
     """
@@ -72,6 +73,7 @@ class Run:
     losses: str = "scaled"
     loss_scales: dict = field(default_factory=dict)
     gradients: str = "in_turn"
+    affinity: int = 0
     after: str = ""
     seeds: str = "side"
 
@@ -94,10 +96,12 @@ def _one_of(choices):
 _NAME = (lambda value: isinstance(value, str) and value != "", "a name")
 _FRACTION = (lambda value: type(value) in (int, float) and 0 < value <= 1, "a number above 0 and at most 1")
 _ABOVE = (lambda value: type(value) in (int, float) and 0 < value < math.inf, "a number above 0")
+_INTERVAL = (lambda value: type(value) is int and value >= 0, "a whole number from 0 on")
 _SWITCH = (lambda value: isinstance(value, bool), "true or false")
 FIELDS = dict(init=_NAME, kind=_NAME, data=_one_of(["clean", "all"]), fraction=_FRACTION, tokens=_one_of(TOKENS),
               schedule=_one_of(["round_robin", "proportional", "unimax", "back_to_best", *FOLLOWING]), stop_and_go=_SWITCH,
-              temperature=_ABOVE, passes=_ABOVE, losses=_one_of(LOSSES), gradients=_one_of(GRADIENTS), after=_NAME, seeds=_NAME)
+              temperature=_ABOVE, passes=_ABOVE, losses=_one_of(LOSSES), gradients=_one_of(GRADIENTS),
+              affinity=_INTERVAL, after=_NAME, seeds=_NAME)
 
 # %% ../../nbs/58_runs.ipynb #be840691
 MODEL_NAME = re.compile(r"\w[\w+-]*", re.ASCII)
@@ -145,6 +149,8 @@ def problems_together(entry) -> list[str]:
         problems.append(f"losses {losses} are weighed all together, in one step for all tasks: gradients has to be sum")
     if schedule == "back_to_best" and entry.get("stop_and_go"):
         problems.append("schedule back_to_best takes the place of stop_and_go, which has to be false")
+    if entry.get("affinity") and entry.get("gradients", "in_turn") != "in_turn":
+        problems.append("affinity compares gradients of steps that are taken in_turn")
     return problems
 
 # %% ../../nbs/58_runs.ipynb #1207e541
@@ -306,7 +312,7 @@ def equal_iterations(trained, tasks, each) -> int:
 def config_of(run, tasks, seed, training, followed=()) -> TrainingConfig:
     """How a model of `run` is trained: `training` is the profile's section of that name, `followed` the models of the run in
     `run.after`, as its report has them."""
-    settings = training["common"] | training[run.kind] | dict(seed=seed)
+    settings = training["common"] | training[run.kind] | dict(seed=seed, affinity_every=run.affinity)
     if problems := problems_of_fields(TrainingConfig, settings):
         raise ValueError(f"the profile's training.common and training.{run.kind}: {'; '.join(problems)}")
     config = TrainingConfig(**settings)

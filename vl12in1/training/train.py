@@ -145,9 +145,11 @@ def train_model(job, model, tasks, seed) -> dict:
     history = trainer.run()
     if trainer.machine.processes.writes: trainer.model.save_pretrained(job.folder("models", model, seed))
     print(f"{job.name}, {model}, seed {seed}: {trainer.waiting:.1%} of its time was waiting for batches")
+    compared = dict(affinity=trainer.affinity.records) if trainer.config.affinity_every else {}
     return dict(model=model, seed=seed, tasks=tasks, parameters=parameters_used(trainer.model, tasks),
                 iterations=trainer.config.iterations, steps=dict(trainer.steps), checkpoint="last",
-                validation=history.groupby("task", sort=False).score.last().to_dict(), history=history.round(6).to_dict("records"))
+                validation=history.groupby("task", sort=False).score.last().to_dict(), history=history.round(6).to_dict("records"),
+                **compared)
 
 # %% ../../nbs/58a_train.ipynb #train-run
 def record_of(job, trained) -> dict:

@@ -28,6 +28,7 @@ from ..files import written
 from ..fields import Count, Fraction, Rate, Seed, Size, Within, check_fields
 from ..processes import add_up
 from ..tasks import TASKS, TRAINABLE, vocabularies_of
+from .affinity import Affinity
 from .balancing import InTurn, ScaledLosses
 from .evaluation import NotFinite, head_scores
 from .feed import Readers, TrainingBatches, generator
@@ -48,6 +49,7 @@ class TrainingConfig:
     - `batch_fraction`: of the batch sizes in the task table, but never fewer examples than `batch_minimum`
     - `validate_every`: passes over its training examples between two validations of a task
     - `checkpoint_every`: iterations between two checkpoints
+    - `affinity_every`: iterations between two comparisons of the tasks' gradients (`training.affinity`); 0: there is none
     - `seed`: of the order of examples, negatives and dropout
     """
     iterations: Count
@@ -61,6 +63,7 @@ class TrainingConfig:
     batch_minimum: Size = 1
     validate_every: Rate = 1.
     checkpoint_every: Count = 1000
+    affinity_every: Annotated[int, Within(0)] = 0
     seed: Seed = 0
 
     def __post_init__(self): check_fields(self)
@@ -172,6 +175,7 @@ class Trainer:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.iteration, self.saved, self.history, self.pending, self.waiting, self.kept = 0, 0, [], [], 0., {}
         self.steps, self.losses = dict.fromkeys(feeds, 0), {task: [0., 0] for task in feeds}
+        self.affinity = Affinity(model.encoder, config.affinity_every)
 
 # %% ../../nbs/57_trainer.ipynb #e5700017
 @method_of(Trainer)
@@ -199,10 +203,12 @@ def iterate(self, iteration, readers):
     self.seed_dropout(iteration)
     self.set_rates(linear_warmup(iteration, self.config.iterations, self.config.warmup))
     tasks, seen, balance = list(self.schedule.tasks_at(iteration)), [], self.step.balance
+    self.affinity.begin(iteration)
     for place, task in enumerate(tasks):
         batch = readers.take(task, (tasks[place + 1:] + tasks)[:AHEAD])
         self.descend(task, batch)
         if balance.looks_back: seen.append(batch)
+    self.affinity.end()
     self.gradients.end(self.scaled, self.sum_gradients)
     balance.end(self.losses_of(seen, iteration))
     self.iteration = iteration + 1
@@ -239,7 +245,10 @@ def descend(self, task, batch):
         with self.machine.autocast(): weighed, loss = self.step(part.to(self.machine.device))
         self.scaled.scale(weighed * part.weight).backward()
         total += loss * part.weight
-    self.gradients.add(self.scaled, self.sum_gradients)
+    def summed(parameters):
+        self.sum_gradients(parameters)
+        self.affinity.note(task)
+    self.gradients.add(self.scaled, summed)
     add_up([total], self.machine.processes)
     self.step.balance.note(task, total)
     self.pending.append((task, total))
@@ -352,13 +361,13 @@ def state(self) -> dict:
     "All that a run has to know to go on: numbers, plain containers and tensors."
     counts = {name: getattr(self, name) for name in COUNTS}
     states = {name: part.state_dict() for name, part in self.parts().items()}
-    return dict(identity=self.identity, kept=self.kept, **counts, **states)
+    return dict(identity=self.identity, kept=self.kept, affinity=self.affinity.records, **counts, **states)
 
 @method_of(Trainer)
 def restore(self, state):
     "Put back everything that `state()` returned."
     for name in COUNTS: setattr(self, name, state[name])
-    self.kept = state.get("kept", {})  # earlier versions kept nothing
+    self.kept, self.affinity.records = state.get("kept", {}), state.get("affinity", [])  # earlier versions had none
     for name, part in self.parts().items(): part.load_state_dict(state[name])
 
 # %% ../../nbs/57_trainer.ipynb #e5700012
