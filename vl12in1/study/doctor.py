@@ -208,7 +208,7 @@ def next_step(
 # %% ../../nbs/80_doctor.ipynb #size
 def configuration(study: dict, manifest: dict | None) -> EncoderConfig:
     "The model of the profile of `study`, as wide as the features of a store with this manifest, if there is one."
-    chosen = dict(study["model"])
+    chosen = dict(study["encoders"][study["encoder"]])
     preset = PRESETS[chosen.pop("preset")]
     sizes = dict(vocab_size=study["text"]["word_pieces"], task_tokens=tuple((task,) for task in TASKS))
     if manifest: sizes["feature_dim"] = manifest["feature_dim"]

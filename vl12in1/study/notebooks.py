@@ -52,7 +52,7 @@ def written_out(node, counts) -> int:
     return counts[id(node)]
 
 # %% ../../nbs/70_notebooks.ipynb #70yaml03
-MAPPINGS = ("runs", "followers", "merged", "pretraining", "world", "text", "regions", "model", "training", "retrieval", "seeds")
+MAPPINGS = ("runs", "followers", "merged", "pretraining", "world", "text", "regions", "encoders", "training", "retrieval", "seeds")
 
 def read_yaml(path):
     "What a file of settings holds; ValueError that names it, and its line, if it is no YAML, or too large."

@@ -14,7 +14,8 @@ import pandas as pd
 from ..model import HEADS
 from .doctor import configuration, training_bytes
 from ..tasks import TRAINABLE
-from ..training.runs import all_seeds, read_grid
+from ..training.masking import PretrainingRun
+from ..training.runs import read_grid
 from ..training.trainer import TrainingConfig
 
 # %% ../../nbs/80a_plan.ipynb #5bfcaca2
@@ -64,7 +65,8 @@ def plan(study: dict, rates: dict[str, float]) -> pd.DataFrame:
         lines[stage] = dict(models=seeds * models, pairs=seeds * sum(pairs.values()), hours=seeds * hours(pairs, rates))
 
     pretraining = {"pretraining": pairs_of(config_for("pretrain", study), "pretraining")}
-    for name in study["pretraining"]: add(f"pretrain@{name}", len(all_seeds(study["seeds"])), 1, pretraining)
+    for name, entry in study["pretraining"].items():
+        add(f"pretrain@{name}", len(PretrainingRun(**entry).own(study["seeds"])), 1, pretraining)
     for name, run in read_grid(study).items():
         seeds, models = len(study["seeds"][run.seeds]), run.tasks().values()
         follower = "_follower" if run.after else ""
@@ -76,8 +78,9 @@ def plan(study: dict, rates: dict[str, float]) -> pd.DataFrame:
 # %% ../../nbs/80a_plan.ipynb #6378ca11
 def plan_text(study: dict, rates: dict[str, float], device: str) -> str:
     "The plan as a screen of text; ValueError for a profile whose model is not the one that was measured."
-    if study["model"] != {"preset": "paper"}:
-        raise ValueError(f"profile {study['profile']}: rates were measured with the published model, not with {study['model']}; "
+    encoder = study["encoders"][study["encoder"]]
+    if encoder != {"preset": "paper"}:
+        raise ValueError(f"profile {study['profile']}: rates were measured with the published model, not with {encoder}; "
                          "a complete run leaves how long it took in reports/benchmarks/")
     table, answers = plan(study, rates), {"vqa": 3129, "gqa": 1533}
     fraction = study["training"]["common"].get("batch_fraction", TrainingConfig.batch_fraction)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'FOLLOWING', 'FIELDS', 'REQUIRED', 'OTHER_SECTIONS', 'SCHEDULES', 'tasks_of', 'Run', 'problems_of',
-           'complaints', 'parent', 'weights', 'problems_of_seeds', 'all_seeds', 'misfits', 'circles', 'left_out',
-           'read_grid', 'run_of', 'part_of', 'read_examples', 'easiest_first', 'equal_iterations', 'config_of',
-           'serves', 'make_trainer', 'parameters_used']
+           'complaints', 'parent', 'weights', 'problems_of_seeds', 'all_seeds', 'misfits', 'circles', 'own_seeds',
+           'left_out', 'read_grid', 'run_of', 'part_of', 'read_examples', 'easiest_first', 'equal_iterations',
+           'config_of', 'serves', 'make_trainer', 'parameters_used']
 
 # %% ../../nbs/58_runs.ipynb #cbcfaecc
 import math
@@ -234,11 +234,17 @@ def circles(grid) -> list[str]:
     return []
 
 # %% ../../nbs/58_runs.ipynb #30ec225c
-def left_out(grid, seeds) -> list[str]:
-    "What runs of the `grid`, name -> `Run`, need of runs that have no `seeds` in this profile, a line each."
-    idle = {name for name, run in grid.items() if not seeds[run.seeds]}
+def own_seeds(pretraining) -> dict[str, str]:
+    "Entry of `pretraining` -> the key of the profile's `seeds` that it names, of those that name one."
+    return {key: entry["seeds"] for key, entry in pretraining.items() if isinstance(entry, dict) and isinstance(entry.get("seeds"), str)}
+
+def left_out(grid, study) -> list[str]:
+    "What runs of the `grid`, name -> `Run`, need of runs and pre-trainings that have no seeds in this profile, a line each."
+    lists = {name: run.seeds for name, run in grid.items()}
+    lists |= {f"pretrain_{key}": own for key, own in own_seeds(study.get("pretraining", {})).items()}
+    idle = {name for name, own in lists.items() if not study["seeds"].get(own, True)}
     needs = {name: sorted({run.init, run.after} & idle) for name, run in grid.items() if name not in idle}
-    return complaints({name: [f"it needs {other!r}, and the profile's seeds: {grid[other].seeds} is empty" for other in others]
+    return complaints({name: [f"it needs {other!r}, and the profile's seeds: {lists[other]} is empty" for other in others]
                        for name, others in needs.items() if others})
 
 def read_grid(study) -> dict[str, Run]:
@@ -251,7 +257,7 @@ def read_grid(study) -> dict[str, Run]:
             if not wrong: wrong = misfits(grid[name], section, study)
             if wrong: odd[name] = wrong
     problems = problems_of_seeds(study["seeds"]) + complaints(odd) + circles(grid)
-    problems = problems or left_out(grid, study["seeds"])
+    problems = problems or left_out(grid, study)
     if problems: raise ValueError("\n".join(problems))
     return grid
 
