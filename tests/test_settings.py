@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from vl12in1.model import PRESETS
 from vl12in1.regions import DetectorConfig
 from vl12in1.study import parallel
 from vl12in1.study.settings import KNOWN, checked_settings
@@ -109,7 +111,7 @@ PARAMS, PROFILE = "params.yaml", "profiles/miniature.yaml"
     (PARAMS, "init: pretrain_lxmert, kind: multi, seeds: beyond", "init: pretrain_lxmert, kind: multi, seeds: side",
      "run 'at_lxmert': it needs 'pretrain_lxmert', and the profile's seeds: beyond is empty"),
     (PROFILE, "lxmert: {preset", "lxmert: 3\n  other: {preset", "encoders: lxmert: it is 3, not a preset and names with values"),
-    (PROFILE, "[tt, t, tt,", "[tt, t, tq,", "encoders: lxmert: GatedConfig: sublayers"),
+    (PROFILE, "[tt, t, tt,", "[tt, t, tq,", "encoders: lxmert: GatedConfig: not of the kind, or out of the range, of its field: sublayers"),
     (PARAMS, "profile: miniature", "profile: miniature\nprofil: x", "params.yaml: unknown 'profil'; did you mean 'profile'"),
     (PARAMS, "runs:", "runs: {}\nruns:", "'runs' stands there twice"),
     (PROFILE, "single: {iterations: 500}", "single: {iterations: 0}", "training: single: iterations is 0, not a whole number from 1"),
@@ -196,3 +198,13 @@ def test_all_mistakes_are_named_at_once(study):
 def test_every_profile_is_right(study, profile):
     edit(study / "params.yaml", "profile: miniature", f"profile: {profile}")
     assert checked_settings(KNOWN)["profile"] == profile
+
+
+@pytest.mark.parametrize("profile", ["smoke", "miniature", "thorough"])
+def test_encoders_have_as_many_weights_as_vilbert(profile):
+    entries = yaml.safe_load((Path(__file__).parents[1] / f"profiles/{profile}.yaml").read_text())["encoders"]
+    configs = {name: PRESETS[entry.pop("preset")](**entry) for name, entry in entries.items()}
+    weights = {name: sum(parameter.numel() for parameter in config.encoder().parameters()) for name, config in configs.items()}
+    assert list(weights) == ["vilbert", "lxmert", "uniter", "visualbert", "vl-bert"]
+    assert all(abs(count / weights["vilbert"] - 1) < .05 for count in weights.values()), weights
+    assert len({config.dropout for config in configs.values()}) == 1

@@ -81,7 +81,7 @@ def convert_command(arguments):
 # %% ../nbs/90_command.ipynb #doctor-command
 def doctor_command(arguments):
     "Print what is there, what is wrong, and what to type next."
-    try: study, checkout = checked_settings(("text", "model", "training", "seeds", "runs", "followers")), root()
+    try: study, checkout = checked_settings(("text", "encoder", "encoders", "training", "seeds", "runs", "followers")), root()
     except FileNotFoundError as error:
         if arguments.data is None: raise FileNotFoundError(f"{error}, or name a folder of corpora: vl12in1 doctor FOLDER") from None
         study = checkout = None

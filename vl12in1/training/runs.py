@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'FOLLOWING', 'FIELDS', 'REQUIRED', 'OTHER_SECTIONS', 'SCHEDULES', 'tasks_of', 'Run', 'problems_of',
-           'complaints', 'parent', 'weights', 'problems_of_seeds', 'all_seeds', 'misfits', 'circles', 'own_seeds',
-           'left_out', 'read_grid', 'run_of', 'part_of', 'read_examples', 'easiest_first', 'equal_iterations',
-           'config_of', 'serves', 'make_trainer', 'parameters_used']
+           'complaints', 'parent', 'weights', 'problems_of_seeds', 'all_seeds', 'some_of', 'misfits', 'circles',
+           'own_seeds', 'left_out', 'read_grid', 'run_of', 'part_of', 'read_examples', 'easiest_first',
+           'equal_iterations', 'config_of', 'serves', 'make_trainer', 'parameters_used']
 
 # %% ../../nbs/58_runs.ipynb #cbcfaecc
 import math
@@ -210,6 +210,10 @@ def all_seeds(seeds) -> list[int]:
 # %% ../../nbs/58_runs.ipynb #6c81c318
 OTHER_SECTIONS = ("common", "pretrain", "stop_and_go")  # of the profile's `training`, which say nothing of the length of a run
 
+def some_of(names) -> str:
+    "Names, twelve of them at most, for people."
+    return ", ".join(names[:12]) + f" and {len(names) - 12} more" * (len(names) > 12)
+
 def misfits(run, section, study) -> list[str]:
     "What of `run`, an entry of the `section` `runs` or `followers`, does not fit the rest of the study."
     runs = [*study["runs"], *study["followers"]]
@@ -219,7 +223,7 @@ def misfits(run, section, study) -> list[str]:
     chosen = {field: getattr(run, field) for field in allowed}
     sections = dict(kind="training", seeds="seeds")
     files = {field: f" ({study.files[place]}: {place})" for field, place in sections.items() if hasattr(study, "files")}
-    problems = [f"{field} {shown(value)} is not one of {', '.join(filter(None, allowed[field]))}{files.get(field, '')}"
+    problems = [f"{field} {shown(value)} is not one of {some_of([name for name in allowed[field] if name])}{files.get(field, '')}"
                 f"{did_you_mean(value, allowed[field])}" for field, value in chosen.items() if value not in allowed[field]]
     if (section == "followers") != (run.after != ""):
         problems.append("runs that name another one in `after` belong under followers, all others under runs")
