@@ -11,7 +11,8 @@ from vl12in1.model import TwelveInOne, ViLBERTConfig
 from vl12in1.regions import Regions, RegionWriter
 from vl12in1.study.doctor import doctor, training_bytes
 
-STUDY = dict(profile="miniature", text=dict(word_pieces=1000), encoder="vilbert", encoders=dict(vilbert=dict(preset="miniature")), followers={}, seeds=dict(side=[0]),
+STUDY = dict(profile="miniature", text=dict(word_pieces=1000), encoder="vilbert", encoders=dict(vilbert=dict(preset="miniature")),
+             followers={}, seeds=dict(side=[0]),
              runs={"at": dict(init="scratch", kind="multi", seeds="side")},
              training=dict(common=dict(batch_fraction=.125), multi={}))
 
