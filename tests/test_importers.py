@@ -341,6 +341,15 @@ def test_a_key_that_is_listed_but_absent(tmp_path):
     assert report.rejected.values.tolist() == [["coco.lmdb", "2", "listed among the keys, but not there"]]
 
 
+def test_an_lmdb_that_is_mostly_a_hole_is_one(tmp_path):
+    import lmdb
+    with lmdb.open(str(tmp_path / "coco.lmdb"), map_size=2**32, writemap=True) as env, env.begin(write=True) as transaction:
+        transaction.put(b"1", pickle.dumps(record(1)))
+    assert (tmp_path / "coco.lmdb/data.mdb").stat().st_size == 2 ** 32
+    (image, found), = read_features(Source(tmp_path / "coco.lmdb", "lmdb", "coco"))
+    assert image == "1" and np.array_equal(found.features, record(1)["features"])
+
+
 def test_records_come_one_at_a_time(tmp_path):
     published.write_tsv(tmp_path / "coco.tsv", map(record, range(9)))
     stream = read_features(Source(tmp_path / "coco.tsv", "tsv", "coco"))

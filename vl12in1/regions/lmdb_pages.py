@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from struct import unpack_from
 
-from ..files import regular
 from .store import StoreError
 
 # %% ../../nbs/30c_lmdb.ipynb #30lmdb06
@@ -33,7 +32,8 @@ class LmdbPages:
     damaged where it is read."""
     def __init__(self, path: str | Path):
         self.path = Path(path, "data.mdb") if Path(path).is_dir() else Path(path)
-        self.length, self.file = regular(self.path), open(self.path, "rb", buffering=0)
+        if not self.path.is_file(): raise self.damaged("no file is there")
+        self.length, self.file = self.path.stat().st_size, open(self.path, "rb", buffering=0)  # most of it may rightly be a hole
         first = self.read(0, 152)
         second = self.read(int.from_bytes(first[40:44], "little"), 152)
         _, self.root, self.last, self.size, flags = max(first_page(first), first_page(second))
