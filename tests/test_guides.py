@@ -19,7 +19,7 @@ def headings(guide): return re.findall(r"^## (.*)", "\n".join(cells(guide, "mark
 
 def test_there_is_one_for_each_purpose():
     assert {guide.stem for guide in GUIDES} == {
-        "own_data", "gpu", "clusters", "task", "checkpoint", "servers", "study", "reproducibility"}
+        "own_data", "gpu", "clusters", "task", "checkpoint", "servers", "study", "sweeps", "reproducibility"}
 
 
 @pytest.mark.parametrize("guide", [guide for guide in GUIDES if guide.stem != "reproducibility"], ids=lambda path: path.stem)

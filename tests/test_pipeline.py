@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from copy import deepcopy
 from dataclasses import asdict
 from importlib import import_module
@@ -732,19 +733,78 @@ def test_prose_of_no_notebook_concerns_any_stage(finished):
     assert stale(finished) == {"views"}   # its input changed, its output did not
 
 
-@pytest.mark.slow
-def test_a_new_run_is_trained_and_tested_for_one_line(tmp_path):
+ANOTHER = "  another: {init: scratch, kind: single, models: {both: [refcoco, snli_ve]}, seeds: side}\n"
+
+
+def dvc(folder, *arguments):
+    "A command of DVC in a checkout, as whoever has activated the environment types it; what it says."
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = dict(os.environ, PYTHONPATH=str(folder), PATH=path)
+    for who in ("AUTHOR", "COMMITTER"): environment |= {f"GIT_{who}_NAME": "a", f"GIT_{who}_EMAIL": "a@b"}
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def small_study_run(tmp_path_factory):
+    "A checkout with a new run, trained and tested in the profile `smoke`, and committed."
+    folder = tmp_path_factory.mktemp("small") / "study"
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     for name in listed:
         if name.startswith(("reports/", "dvc.lock")) or not (ROOT / name).is_file(): continue
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
-    edit(tmp_path / "params.yaml", f"profile: {GRID['profile']}\n", "profile: smoke\n")
-    line = "  another: {init: scratch, kind: single, models: {both: [refcoco, snli_ve]}, seeds: side}\n"
-    edit(tmp_path / "params.yaml", "\nruns:\n", "\nruns:\n" + line)
-    git(tmp_path, "init", "--quiet")
-    environment = dict(os.environ, PYTHONPATH=str(tmp_path), PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet", "test@another"], cwd=tmp_path, env=environment, check=True)
-    scores = json.loads((tmp_path / "reports/scores/another.json").read_text())
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    edit(folder / "params.yaml", f"profile: {GRID['profile']}\n", "profile: smoke\n")
+    edit(folder / "params.yaml", "\nruns:\n", "\nruns:\n" + ANOTHER)
+    git(folder, "init", "--quiet")
+    dvc(folder, "repro", "--quiet", "test@another")
+    git(folder, "add", "--all")
+    git(folder, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message", "a run")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_new_run_is_trained_and_tested_for_one_line(small_study_run):
+    scores = json.loads((small_study_run / "reports/scores/another.json").read_text())
     assert scores["both"]["seed0"].keys() == {"refcoco", "snli_ve"}
-    assert (tmp_path / "runs/another/predictions/both/seed0/items.csv").is_file()
+    assert (small_study_run / "runs/another/predictions/both/seed0/items.csv").is_file()
+
+
+QUEUED = {  # experiment -> what is set, as the guide says it
+    "scales": ["++runs.another.loss_scales.refcoco=2.0"],
+    "rates": ["profiles/smoke.yaml:++training.single.learning_rate=5.0e-4"],
+    "rests": ["++runs.another.stop_and_go=true", "profiles/smoke.yaml:training.stop_and_go.gap=2"],
+    "own": ["profiles/smoke.yaml:++training.slow={iterations: 2, learning_rate: 5.0e-4}", "runs.another.kind=slow"],
+    "slip": ["++runs.another.loss_scales.refcocoo=2.0"]}
+
+
+def at_commit(folder, commit, path):
+    return subprocess.run(["git", "show", f"{commit}:{path}"], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.slow
+def test_queued_experiments_run_one_run_and_touch_nothing_else(small_study_run):
+    folder = small_study_run
+    before = tuple((folder / name).read_text() for name in ("dvc.lock", "params.yaml", "profiles/smoke.yaml"))
+    for name, values in QUEUED.items():
+        dvc(folder, "exp", "run", "--queue", "-n", name, *(word for value in values for word in ("-S", value)), "train@another")
+    assert len(re.findall(r"\bQueued\b", dvc(folder, "queue", "status"))) == len(QUEUED)
+    dvc(folder, "queue", "start")
+    deadline = time.monotonic() + 300
+    while re.search(r"Queued|Running", dvc(folder, "queue", "status")) and time.monotonic() < deadline: time.sleep(1)
+    ended = dict(re.findall(r"^\w+ +(\w+) .* (Success|Failed)$", dvc(folder, "queue", "status"), re.M))
+    assert ended == dict.fromkeys(QUEUED, "Success") | dict(slip="Failed")
+    assert "no task of this run; did you mean 'refcoco'?" in dvc(folder, "queue", "logs", "slip")
+    stages = yaml.safe_load(before[0])["stages"]
+    lines = subprocess.run(["git", "for-each-ref", "refs/exps", "--format=%(refname:lstrip=-1) %(objectname)"], cwd=folder,
+                           capture_output=True, text=True, check=True).stdout.splitlines()
+    commits, trained = dict(map(str.split, lines)), {}
+    for name in QUEUED.keys() - {"slip"}:
+        changed = yaml.safe_load(at_commit(folder, commits[name], "dvc.lock"))["stages"]
+        assert {stage for stage in changed if changed[stage] != stages[stage]} == {"train@another"} and changed.keys() == stages.keys()
+        trained[name] = json.loads(at_commit(folder, commits[name], "reports/runs/another.json"))
+    assert trained["scales"]["loss_scales"] == {"refcoco": 2.0} and trained["rests"]["stop_and_go"]
+    assert trained["own"]["trained"][0]["iterations"] == 2
+    assert before == tuple((folder / name).read_text() for name in ("dvc.lock", "params.yaml", "profiles/smoke.yaml"))
+    assert "learning_rate" in dvc(folder, "exp", "diff", "HEAD", "rates")

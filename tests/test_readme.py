@@ -56,6 +56,28 @@ RUN_BY = {  # command -> test, chapter or script that runs it
     "dvc plots show": "test_pipeline.py::test_plots_show_every_task_from_data",
     "dvc exp run -S 'runs.vanilla.schedule=proportional' test@vanilla":
         "test_pipeline.py::test_an_experiment_changes_one_value_of_the_file",
+    "dvc exp run --queue -n scales -S '++runs.at.loss_scales.vqa=2.0' test@at":
+        "test_pipeline.py::test_queued_experiments_run_one_run_and_touch_nothing_else",
+    "dvc exp run --queue -n rates -S 'profiles/miniature.yaml:++training.multi.learning_rate=5.0e-4' test@at":
+        "test_pipeline.py::test_queued_experiments_run_one_run_and_touch_nothing_else",
+    "dvc exp run --queue -n rests -S 'profiles/miniature.yaml:training.stop_and_go.gap=2' test@at":
+        "test_pipeline.py::test_queued_experiments_run_one_run_and_touch_nothing_else",
+    "dvc exp run --queue -n own -S 'profiles/miniature.yaml:++training.slow={iterations: 500, learning_rate: 5.0e-4}' -S 'runs.at.kind=slow' test@at":
+        "test_pipeline.py::test_queued_experiments_run_one_run_and_touch_nothing_else",
+    "dvc queue start":
+        "test_pipeline.py::test_queued_experiments_run_one_run_and_touch_nothing_else",
+    "dvc queue status":
+        "test_pipeline.py::test_queued_experiments_run_one_run_and_touch_nothing_else",
+    "dvc queue logs scales":
+        "test_pipeline.py::test_queued_experiments_run_one_run_and_touch_nothing_else",
+    "dvc exp diff HEAD scales":
+        "test_pipeline.py::test_queued_experiments_run_one_run_and_touch_nothing_else",
+    "dvc exp show --only-changed": TAKES_LONG,
+    "dvc exp apply scales": TAKES_LONG,
+    "dvc exp remove scales": TAKES_LONG,
+    "dvc exp show -A": TAKES_LONG,
+    "dvc exp run": TAKES_LONG,
+    "dvc exp run -n sweep -S 'profiles/miniature.yaml:sweep.trials=12' table_sweep": TAKES_LONG,
     "python -m vl12in1.study.experiment train at": "72_experiment", "python -m vl12in1.study.experiment test at": "72_experiment",
     'python -m vl12in1.study.slurm --options "--gres=gpu:1"': "test_slurm.py::test_jobs_run_every_stage_when_its_turn_has_come",
     "python -m vl12in1.study.protocol": "test_protocol.py::test_the_command_writes_the_tables_again_and_nothing_else",
