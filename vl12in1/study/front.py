@@ -37,6 +37,7 @@ def headline(page: str) -> str:
 # %% ../../nbs/86a_front.ipynb #group-of
 INSIDE = "consistency, attention, …"
 GROUPS = {"train": "train@…", "train_follower": "train@…", "test": "test@…", "test_follower": "test@…", "pretrain": "pretrain@…",
+          "merge": "train@…", "test_merged": "test@…",
           "consistency": INSIDE, "attention": INSIDE, "forgetting": INSIDE, "calibration": INSIDE, "probes": INSIDE}
 
 def group_of(stage: str) -> str:
