@@ -1,5 +1,6 @@
 """Balancing: scaled and weighed losses, steps in turn and together."""
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -188,6 +189,14 @@ def test_what_is_remembered_goes_through_a_file(name):
         again.load_state_dict(torch.load(file, weights_only=True))
     other = nn.Parameter(weight.detach().clone())
     assert torch.equal(descend(weighing, weight, 5, first=5), descend(again, other, 5, first=5))
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "imtl_l", "stch", "famo", *[*GRADIENTS][2:]])
+def test_without_what_it_needs_a_way_names_the_extra(monkeypatch, name):
+    for module in ["torchjd", "scipy.optimize", *(module for module in sys.modules if module.startswith("torchjd."))]:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=r"is not installed: pip install 'vl12in1\[balancing\]'$"):
+        LOSSES[name](PASSES) if name in LOSSES else combined(name, torch.eye(2))
 
 
 # --- one gradient of many

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -27,7 +28,7 @@ from vl12in1.study.probes import probes_figure, probes_finding
 from vl12in1.study.relations import relations_table
 from vl12in1.study.results import Results, invent_run
 from vl12in1.study.simulation import simulation_figure, simulation_finding
-from vl12in1.study.tables import scores_table
+from vl12in1.study.tables import scores_table, step_costs
 from vl12in1.study.timeline import PARTS, draw_timeline, timeline_finding
 from vl12in1.tasks import TASKS
 
@@ -363,3 +364,20 @@ def test_the_line_is_at_the_goal_for_the_first_time(line, goal):
 def test_shares_are_read_between_neighbours_on_their_logarithm():
     assert fraction_needed(pd.Series({10: 0, 40: 2}), 1) == pytest.approx(20)
     assert fraction_needed(pd.Series({10: 0., 25: None, 40: 2.}), 1) == pytest.approx(20)
+
+
+# --- what a step costs
+
+@pytest.mark.parametrize("content", [b"", b"losses,cost\nscaled,1\n", b"losses,gradients,cost\nscaled,in_turn,fast\n", b"\xff\xfe\x00",
+                                     b"\x89PNG\r\n"])
+def test_costs_that_are_none_are_named(tmp_path, content):
+    (tmp_path / "balancing.csv").write_bytes(content)
+    with pytest.raises(ValueError, match="balancing.csv: no costs of ways to balance; make benchmark writes it again$"):
+        step_costs(tmp_path / "balancing.csv", None, [])
+
+
+def test_a_run_costs_what_its_way_does(tmp_path):
+    (tmp_path / "balancing.csv").write_text("losses,gradients,cost\nscaled,in_turn,1.0\nfamo,sum,1.5\n")
+    results = SimpleNamespace(runs=dict(a=dict(losses="famo", gradients="sum"), b=dict(losses="famo", gradients="in_turn"), c={}))
+    assert step_costs(tmp_path / "balancing.csv", results, ["a", "b", "c", "d"]) == [1.5, None, None, None]
+    assert step_costs(tmp_path / "none.csv", results, ["a"]) == [None]

@@ -156,7 +156,7 @@ def foreign(source, package):
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_runtime_needs_only_what_pip_installs(path):
     lazily = {"vl12in1.study.notebooks": {"papermill", "nbclient", "ipykernel", "jupyter_client"}, "vl12in1.model.bert": {"transformers"},
-              "vl12in1.training.balancing": {"torchjd", "scipy"}, "vl12in1.study.parallel": {"dvc"}, "vl12in1.study.front": {"dvc"},
+              "vl12in1.study.parallel": {"dvc"}, "vl12in1.study.front": {"dvc"},
               "vl12in1.regions.published": {"lmdb", "h5py"}, "vl12in1.regions.pretrained": {"transformers"},
               "vl12in1.duplicates": {"imagehash"}, "vl12in1.study.consistency": {"textblob"},
               "vl12in1.demo": {"gradio", "starlette"}}

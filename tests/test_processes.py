@@ -19,7 +19,7 @@ def run(folder, gradients="in_turn", iterations=12, die_at=-1):
     "In each process: train the toy with dropout off and keep weights and history; the second process kills itself in that iteration."
     import toy
     from vl12in1.model import TwelveInOne
-    from vl12in1.training.balancing import GRADIENTS
+    from vl12in1.training.balancing import GRADIENTS, LOSSES, Weighed
     from vl12in1.processes import wait
     from vl12in1.training.machine import Machine
     from vl12in1.training.schedules import DynamicStopAndGo, RoundRobin
@@ -37,7 +37,9 @@ def run(folder, gradients="in_turn", iterations=12, die_at=-1):
                         made.model.vocabularies)
     feeds = {task: Feed.of(task, data[task], sources, config) for task in TASKS}
     schedule = DynamicStopAndGo(RoundRobin(TASKS), gap=3, threshold=.05)
-    trainer = Trainer(model, feeds, schedule, config, folder / "run", machine=machine, gradients=GRADIENTS[gradients](model))
+    losses = LOSSES[gradients if gradients in LOSSES else "scaled"]({task: feed.train.steps for task, feed in feeds.items()})
+    together = Weighed(losses) if losses.together else GRADIENTS[gradients](model)
+    trainer = Trainer(model, feeds, schedule, config, folder / "run", machine=machine, losses=losses, gradients=together)
     descend = trainer.descend
 
     def fatal(*arguments):
@@ -80,7 +82,7 @@ def results(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gradients", ["in_turn", "sum", "pcgrad"])
+@pytest.mark.parametrize("gradients", ["in_turn", "sum", "pcgrad", "famo"])
 def test_two_processes_do_what_one_does(tmp_path, gradients):
     "At the same batches, of which two have an odd number of examples: losses to 1e-5, and the same decisions."
     for processes in (1, 2):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..extras import extra
 from ..model.interface import method_of
 from ..tasks import loss_scales
 
@@ -58,7 +59,7 @@ class UncertaintyWeighting(Weighing):
     scalarizer = "UW"
 
     def __init__(self, tasks):
-        from torchjd import scalarization
+        with extra("balancing"): from torchjd import scalarization
         super().__init__()
         kind = getattr(scalarization, self.scalarizer)
         self.weightings = nn.ModuleDict({task: kind(1) for task in tasks})
@@ -106,7 +107,7 @@ class DescentWeighting(Weighing):
 @method_of(DescentWeighting)
 def end_epoch(self):
     "The factors of the next epoch; the first two have none."
-    from torchjd.scalarization import DWA
+    with extra("balancing"): from torchjd.scalarization import DWA
     mean = torch.where(self.counts > 0, self.sums / self.counts, self.means[1])
     self.means = torch.stack([self.means[1], mean])
     for counted in (self.sums, self.counts): counted.zero_()
@@ -148,13 +149,13 @@ class SmoothMaximum(JointWeighing):
     "The losses' soft maximum (STCH, Lin et al. 2024)."
 
     def __init__(self, tasks):
-        from torchjd.scalarization import STCH
+        with extra("balancing"): from torchjd.scalarization import STCH
         super().__init__(tasks, STCH(mu=.1))
 
 # %% ../../nbs/53_balancing.ipynb #53e00012
 def _famo(count):
     "torchjd's module for so many tasks, with all that it remembers in its state."
-    from torchjd.scalarization import FAMO
+    with extra("balancing"): from torchjd.scalarization import FAMO
 
     class Remembering(FAMO):
         def __init__(self):
@@ -264,7 +265,7 @@ class Together:
         "One step along the combined gradient; none if no task has added its own."
         if not self.rows: return
         add_up(parameters_of(optimizer))  # of the heads; those of the encoder have been put aside
-        from torchjd.autojac import jac_to_grad
+        with extra("balancing"): from torchjd.autojac import jac_to_grad
         for place, parameter in enumerate(self.shared): parameter.jac = self.jacobian(place)
         jac_to_grad(self.shared, self.aggregator, optimize_gramian_computation=True)
         optimizer.step()
@@ -273,8 +274,9 @@ class Together:
 
 # %% ../../nbs/53_balancing.ipynb #53e00017
 def _upgrad():
-    from scipy.optimize import nnls
-    from torchjd.aggregation import UPGrad
+    with extra("balancing"):
+        from scipy.optimize import nnls
+        from torchjd.aggregation import UPGrad
 
     def projected(wanted, products):
         "Rows of weights -> weights of the projections of what they stand for; `products` of gradients: (tasks, tasks)."
@@ -287,7 +289,7 @@ def _upgrad():
 # %% ../../nbs/53_balancing.ipynb #53e00019
 def worst_served(products, radius=.4) -> torch.Tensor:
     "Weights of gradients by CAGrad, (tasks,), from their products, (tasks, tasks)."
-    from scipy.optimize import minimize
+    with extra("balancing"): from scipy.optimize import minimize
     scaled = products.double().cpu().numpy() / products.trace().clamp(min=1e-12).item()
     even = np.full(len(scaled), 1 / len(scaled))
     reach = radius * np.sqrt(max(even @ scaled @ even, 0))
@@ -316,7 +318,7 @@ def bargained(products, longest=1.) -> torch.Tensor:
 # %% ../../nbs/53_balancing.ipynb #in-turn
 def _weigher(weights):
     "An aggregator of torchjd that combines gradients by `weights` of their products."
-    from torchjd.aggregation import GramianWeightedAggregator, Weighting
+    with extra("balancing"): from torchjd.aggregation import GramianWeightedAggregator, Weighting
 
     class Products(Weighting):
         def forward(self, products): return weights(products)
@@ -324,7 +326,7 @@ def _weigher(weights):
     return GramianWeightedAggregator(Products())
 
 def _of_torchjd(name):
-    from torchjd import aggregation
+    with extra("balancing"): from torchjd import aggregation
     return getattr(aggregation, name)()
 
 def _in_turn(model): return InTurn()
