@@ -5,7 +5,7 @@
 # make site    book, study and library as pages to read offline, in build/site
 # make thorough    the study with more seeds, in a clone, into reports/thorough     make rerun   the same with other seeds, into reports/rerun
 # make faults      the study disturbed on purpose: killed, without disk and memory, given damaged files; an hour
-# make benchmark   the paper's model and detector, published files, the price of equal weights everywhere and of balancing; 40 minutes, 12 GB of disk
+# make benchmark   the paper's model and detector, published files, the price of equal weights everywhere, of balancing and of encoders; 40 minutes, 12 GB of disk
 SHELL := bash
 # The first Python that is new enough; `make PYTHON=…` chooses another.
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -52,7 +52,7 @@ tables: .venv/ready
 	@ls reports/index.md reports/table_*.md reports/figure_*.png
 
 benchmark: .venv/ready
-	@echo "make benchmark: model and detector at the paper's size; published features and annotations, written and read; after make study, weights on other processors and ways to balance"
+	@echo "make benchmark: model and detector at the paper's size; published features and annotations, written and read; after make study, weights on other processors, ways to balance and encoders"
 	mkdir -p build
 	python -m vl12in1.study.notebooks run benchmark_step
 	python -m vl12in1.study.notebooks run benchmark_features
@@ -60,6 +60,7 @@ benchmark: .venv/ready
 	python -m vl12in1.study.notebooks run benchmark_pictures
 	python -m vl12in1.study.notebooks run benchmark_bytes
 	python -m vl12in1.study.notebooks run benchmark_balancing
+	python -m vl12in1.study.notebooks run benchmark_encoders
 	@cat reports/benchmarks/*.md
 
 faults: .venv/ready

@@ -233,6 +233,7 @@ REPORTS = {
     "table_relations.md": "which groups help each other, in pairs and in triples",
     "figure_relations.md": "the same, as a picture",
     "table_ablations.md": "the all-tasks model with one thing changed: tokens, schedule, weighing, gradients",
+    "table_encoders.md": "LXMERT, UNITER, VisualBERT and VL-BERT beside ViLBERT: does learning together help each of them?",
     "table_kinds.md": "what is learned and what is not: scores by kind of question, expression and statement",
     "table_forgetting.md": "what fine-tuning on one task forgets of the others",
     "table_sweep.md": "whether other learning rates, loss scales and rests are better, on validation data",

@@ -22,6 +22,7 @@ import yaml
 
 from ..evaluation.records import read_report
 from .claims import CLAIMS
+from .encoders import ENCODER_ROWS
 from .kinds import KIND_RUNS
 from .literature import OURS, PEERS_RUNS
 from .notebooks import code_view, read_sections, root
@@ -201,6 +202,7 @@ SHOWN = {  # table -> name, or its beginning, of a row or column -> the runs tha
     "table_peers": _single(PEERS_RUNS) | {f"peers − {run}: ": ("peers", run) for run in ("at", "st_clean")},
     "table_sota": _single(OURS),
     "table_relations": {column: (run, "st_clean") for run in PARTNERS for column in _partners(run)},
+    "table_encoders": {row: (a, b) for row, a, b in ENCODER_ROWS},
     "table_learning": {"single-task, ": ("st_clean",), "all-tasks, ": ("at",)},
     "table_stop_and_go": {"": ("at",)},
     "index": {claim.sentence: (claim.a, claim.b) for claim in CLAIMS},
