@@ -62,7 +62,7 @@ RUN_BY = {  # command -> test, chapter or script that runs it
         "test_pipeline.py::test_queued_experiments_run_one_run_and_touch_nothing_else",
     "dvc exp run --queue -n rests -S 'profiles/miniature.yaml:training.stop_and_go.gap=2' test@at":
         "test_pipeline.py::test_queued_experiments_run_one_run_and_touch_nothing_else",
-    "dvc exp run --queue -n own -S 'profiles/miniature.yaml:++training.slow={iterations: 500, learning_rate: 5.0e-4}' -S 'runs.at.kind=slow' test@at":
+    "dvc exp run --queue -n own -S 'profiles/miniature.yaml:++training.slow={iterations: 500}' -S 'runs.at.kind=slow' test@at":
         "test_pipeline.py::test_queued_experiments_run_one_run_and_touch_nothing_else",
     "dvc queue start":
         "test_pipeline.py::test_queued_experiments_run_one_run_and_touch_nothing_else",
