@@ -77,7 +77,8 @@ def test_the_stage_waits_for_the_runs_of_all_claims():
     assert {run for claim in CLAIMS for run in (claim.a, claim.b)} <= set(GRID)
     assert {"reports/runs", "reports/scores", "reports/metrics", "reports/items"} <= set(STAGES["index"]["deps"])
     for stage in ("train", "train_follower", "merge"): assert {"reports/runs/${key}.json": {"cache": False}} in STAGES[stage]["do"]["outs"]
-    for stage in ("test", "test_follower", "test_merged"): assert {"reports/scores/${key}.json": {"cache": False}} in STAGES[stage]["do"]["metrics"]
+    for stage in ("test", "test_follower", "test_merged"):
+        assert {"reports/scores/${key}.json": {"cache": False}} in STAGES[stage]["do"]["metrics"]
 
 
 def test_numbers_in_claims_are_the_papers_headline_only():

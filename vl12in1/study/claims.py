@@ -109,7 +109,8 @@ CLAIMS = (
           "at", "st_clean", cells=images),
     Claim("Fine-tuning it on each task makes that more consistent still, more than training it for longer", "more consistent",
           "ft", "at_long", cells=images),
-    Claim("Merging models of one task (TIES), without joint training, costs less than 2 points", "not asked", "merged_ties", "at", margin=2),
+    Claim("Merging models of one task (TIES), without joint training, costs less than 2 points", "not asked", "merged_ties", "at",
+          margin=2),
 )
 
 # %% ../../nbs/84_claims.ipynb #ruling
