@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from itertools import combinations
 from pathlib import Path
@@ -24,6 +24,7 @@ import vl12in1
 from vl12in1.command import main as tools
 from vl12in1.study import experiment, parallel
 from vl12in1.study.notebooks import OWN, NotebookError, check_parameters, code_view, execute, main, says_all, settings
+from vl12in1.study.settings import problems_of_training
 from vl12in1.tasks import GROUPS, TASKS
 from vl12in1.training.merged import read_mergers
 from vl12in1.training.merging import WAYS
@@ -509,6 +510,17 @@ def test_a_field_of_a_run_is_set_from_the_command_line(tmp_path):
         assert changed == GRID
 
 
+def test_a_kind_of_run_is_made_from_the_command_line(tmp_path):
+    from dvc.utils.hydra import apply_overrides
+    params, profile = shutil.copy(ROOT / "params.yaml", tmp_path), shutil.copy(ROOT / "profiles/miniature.yaml", tmp_path)
+    apply_overrides(profile, ["++training.slow={iterations: 500, learning_rate: 5.0e-4}"])
+    apply_overrides(params, ["++runs.at.kind=slow"])
+    grid, sizes = (yaml.safe_load(Path(path).read_text()) for path in (params, profile))
+    assert read_grid(grid | sizes)["at"] == replace(read_grid(GRID | PROFILES["miniature"])["at"], kind="slow")
+    assert problems_of_training(sizes["training"]) == [] and sizes["training"].pop("slow")["learning_rate"] == 5e-4
+    assert sizes == PROFILES["miniature"]
+
+
 def test_an_experiment_changes_one_value_of_the_file(tmp_path):
     from dvc.utils.serialize import modify_yaml
     copy = tmp_path / "params.yaml"
@@ -775,7 +787,6 @@ QUEUED = {  # experiment -> what is set, as the guide says it
     "scales": ["++runs.another.loss_scales.refcoco=2.0"],
     "rates": ["profiles/smoke.yaml:++training.single.learning_rate=5.0e-4"],
     "rests": ["++runs.another.stop_and_go=true", "profiles/smoke.yaml:training.stop_and_go.gap=2"],
-    "own": ["profiles/smoke.yaml:++training.slow={iterations: 2, learning_rate: 5.0e-4}", "runs.another.kind=slow"],
     "slip": ["++runs.another.loss_scales.refcocoo=2.0"]}
 
 
@@ -805,6 +816,5 @@ def test_queued_experiments_run_one_run_and_touch_nothing_else(small_study_run):
         assert {stage for stage in changed if changed[stage] != stages[stage]} == {"train@another"} and changed.keys() == stages.keys()
         trained[name] = json.loads(at_commit(folder, commits[name], "reports/runs/another.json"))
     assert trained["scales"]["loss_scales"] == {"refcoco": 2.0} and trained["rests"]["stop_and_go"]
-    assert trained["own"]["trained"][0]["iterations"] == 2
     assert before == tuple((folder / name).read_text() for name in ("dvc.lock", "params.yaml", "profiles/smoke.yaml"))
     assert "learning_rate" in dvc(folder, "exp", "diff", "HEAD", "rates")

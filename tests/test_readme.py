@@ -63,7 +63,7 @@ RUN_BY = {  # command -> test, chapter or script that runs it
     "dvc exp run --queue -n rests -S 'profiles/miniature.yaml:training.stop_and_go.gap=2' test@at":
         "test_pipeline.py::test_queued_experiments_run_one_run_and_touch_nothing_else",
     "dvc exp run --queue -n own -S 'profiles/miniature.yaml:++training.slow={iterations: 500}' -S 'runs.at.kind=slow' test@at":
-        "test_pipeline.py::test_queued_experiments_run_one_run_and_touch_nothing_else",
+        "test_pipeline.py::test_a_kind_of_run_is_made_from_the_command_line",
     "dvc queue start":
         "test_pipeline.py::test_queued_experiments_run_one_run_and_touch_nothing_else",
     "dvc queue status":
