@@ -151,7 +151,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, checkpoint):
     refused(tmp_path, checkpoint, "does not fit this run", tasks=("vqa", "refcoco"))
 
 
-@pytest.mark.parametrize("name, value", [("model", {}), ("optimizer", {}), ("schedule", {}), ("optimizer", 7), ("model", 7)])
+@pytest.mark.parametrize("name, value", [("model", {}), ("optimizer", {}), ("schedule", {}), ("optimizer", 7), ("model", 7), ("kept", 7)])
 def test_a_checkpoint_with_a_damaged_part_is_refused(tmp_path, checkpoint, name, value):
     state = torch.load(io.BytesIO(checkpoint), weights_only=True)
     refused(tmp_path, saved(state | {name: value}), "does not fit this run")

@@ -376,7 +376,7 @@ def state(self) -> dict:
 def restore(self, state):
     "Put back everything that `state()` returned."
     for name in COUNTS: setattr(self, name, state[name])
-    self.kept, self.affinity.records = state.get("kept", {}), state.get("affinity", [])  # earlier versions had none
+    self.kept, self.affinity.records = dict(state.get("kept", {})), state.get("affinity", [])  # earlier versions had none
     for name, part in self.parts().items(): part.load_state_dict(state[name])
 
 # %% ../../nbs/57_trainer.ipynb #e5700012
