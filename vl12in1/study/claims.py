@@ -113,6 +113,12 @@ CLAIMS = (
           margin=2),
 )
 
+# %% ../../nbs/84_claims.ipynb #84more02
+BEYOND = (
+    Claim("The model of all tasks learns a task that it has never seen better than a model that was only pre-trained", "not asked",
+          "vizwiz_ft", "vizwiz", cells=models_of({"vizwiz": ("vizwiz",)})),
+)
+
 # %% ../../nbs/84_claims.ipynb #ruling
 def ruling(
     claim: Claim,                   # what is claimed
@@ -243,6 +249,7 @@ REPORTS = {
     "figure_tokens_data.md": "the same, as a picture",
     "table_consistency.md": "right answers about, and right pointing at, the same things",
     "table_sota.md": "beside published systems, each number with its source",
+    "table_more.md": "a task that is none of the twelve, learned from the model of all tasks and from one that was only pre-trained",
     "table_peers.md": "the tasks that other multi-task systems share, trained together",
     "table_rerun.md": "the whole study twice, with different seeds: do the verdicts agree?",
     "table_metrics.md": "everything that the corpora's own programs report",

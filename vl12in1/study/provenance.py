@@ -29,7 +29,7 @@ from .notebooks import code_view, read_sections, root
 from .origin import combined, digest, outputs
 from .parallel import COMPLETE
 from .relations import PARTNERS
-from .tables import ABLATION_ROWS, FAMILIES, FRACTION_ROWS, MULTITASK_ROWS, PRETRAINING_ROWS
+from .tables import ABLATION_ROWS, FAMILIES, FRACTION_ROWS, MORE_ROWS, MULTITASK_ROWS, PRETRAINING_ROWS
 from ..tasks import TASKS
 
 # %% ../../nbs/85a_provenance.ipynb #study
@@ -184,7 +184,7 @@ def other_code(code: dict[str, str]) -> list[str]:
 
 # %% ../../nbs/85a_provenance.ipynb #runs-scored
 SCORED = {"table_multitask": MULTITASK_ROWS, "table_ablations": ABLATION_ROWS, "table_pretraining": PRETRAINING_ROWS,
-          "table_tokens_data": FRACTION_ROWS}  # tables of (row, run, the run it is compared with)
+          "table_tokens_data": FRACTION_ROWS, "table_more": MORE_ROWS}  # tables of (row, run, the run it is compared with)
 COMPARED = ("difference", "detectable")
 
 def _single(titles: dict[str, str]) -> dict[str, tuple]:

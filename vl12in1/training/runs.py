@@ -22,7 +22,7 @@ import torch
 
 from ..fields import Rate, did_you_mean, fits, problems_of_fields, shown, suggestion
 from ..model.heads import TOKENS, with_tasks, with_tokens
-from ..tasks import ASKABLE, GROUPS, TASKS
+from ..tasks import ASKABLE, GROUPS, MORE, TASKS
 from .balancing import GRADIENTS, LOSSES, ScaledLosses, Weighed
 from ..examples.batches import Examples
 from .feed import generator
@@ -180,7 +180,10 @@ def complaints(wrong) -> list[str]:
 def parent(run, tasks, grid) -> str:
     "Name of the model of `run.init` that a model of `tasks` begins with; `grid`: name -> `Run`."
     if run.init not in grid: return "all"
-    candidates = [name for name, learned in grid[run.init].tasks().items() if set(tasks) <= set(learned)]
+    begun = grid[run.init].tasks()
+    for asked in (set(tasks), set(tasks) - MORE.keys()):  # what is beyond the twelve need not have been learned before
+        candidates = [name for name, learned in begun.items() if asked <= set(learned)]
+        if candidates: break
     if len(candidates) != 1:
         raise ValueError(f"params.yaml: a model of {', '.join(tasks)} cannot begin with {run.init!r}: "
                          f"{len(candidates)} of its models have learned that")
