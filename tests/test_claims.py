@@ -13,7 +13,7 @@ from vl12in1.study.notebooks import code_view
 from vl12in1.study.results import Results
 from vl12in1.study.statistics import VERDICTS, Comparison, holm
 from vl12in1.study.tables import MULTITASK_ROWS
-from vl12in1.tasks import GROUPS, TASKS
+from vl12in1.tasks import ASKABLE, GROUPS, TASKS
 from vl12in1.evaluation.records import write_item_scores, write_json
 from vl12in1.training.merged import run_to_test
 from vl12in1.training.runs import Run
@@ -29,7 +29,7 @@ BETTER = Claim("More is better", "better", "at", "st_clean")
 
 def study(folder, fractions, seeds=2, items=200):
     "Results of runs of the grid that are right on a fraction of the items, run -> fraction; the same items are hard for all."
-    hard = {task: np.random.default_rng(i).random(items) for i, task in enumerate(TASKS)}
+    hard = {task: np.random.default_rng(i).random(items) for i, task in enumerate(ASKABLE)}
     for run, fraction in fractions.items():
         scores = {(name, seed, task): hard[task] < fraction for name, own in run_to_test(STUDY | PROFILES["thorough"], run).tasks().items()
                   for seed in range(seeds) for task in own}

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, strategies as st
 
 import toy
+from vl12in1.examples.text import AnswerVocabulary
 from vl12in1.model import TwelveInOne, ViLBERTConfig
 from vl12in1.model.heads import TOKENS, with_tasks
 from vl12in1.model.vilbert import published_task_tokens
@@ -17,8 +18,11 @@ from vl12in1.evaluation.records import read_item_scores, write_item_scores
 from vl12in1.training.balancing import GRADIENTS, LOSSES
 from vl12in1.training.runs import (SCHEDULES, Run, all_seeds, easiest_first, equal_iterations, make_trainer, parent, part_of, read_examples,
                                    read_grid, run_of, serves, weights)
+from vl12in1.study.claims import BEYOND, judge
 from vl12in1.study.results import Results, invent_run
+from vl12in1.study.tables import MORE_ROWS, readable_task, task_table
 from vl12in1.training.schedules import DynamicStopAndGo
+from vl12in1.training.trainer import build_model
 
 TOY = ("vqa", "refcoco", "snli_ve")
 TRAINING = dict(common=dict(learning_rate=1e-3, head_learning_rate=1e-3, batch_fraction=1 / 32), multi=dict(iterations=6), stop_and_go={})
@@ -397,6 +401,44 @@ def test_only_whoever_names_a_task_beyond_the_twelve_gets_it(riddle):
     with pytest.raises(ValueError, match="needs the vocabulary 'poll'"): model.head("poll")
     assert with_tasks(model, ["poll"], {"poll": 5}).head("poll").classifier[-1].out_features == 5
     with pytest.raises(ValueError, match="more \\['riddles'\\]: not in"): TwelveInOne(ViLBERTConfig.tiny(), {}, ["riddles"])
+
+
+def test_a_task_beyond_the_twelve_begins_with_whoever_has_learned_the_others(riddle):
+    grid = dict(at=Run("scratch", "multi"), gt=Run("scratch", "few", "group"),
+                own=Run("at", "multi", {"own": ["G4", "riddle"], "few": ["vqa"]}))
+    assert parent(Run("at", "finetune"), ["riddle"], grid) == "all" and parent(Run("gt", "few"), ["vqa", "riddle"], grid) == "G1"
+    assert parent(Run("own", "finetune"), ["riddle"], grid) == "own"
+    with pytest.raises(ValueError, match="riddle cannot begin with 'gt': 4 of its models"): parent(Run("gt", "few"), ["riddle"], grid)
+
+
+@pytest.mark.parametrize("task, words", [("vqa", {"vqa", "gqa"}), ("poll", {"vqa", "gqa", "poll"})])
+def test_a_model_speaks_only_the_words_that_it_has_learned(riddle, tmp_path, task, words):
+    shared = toy.sources(tmp_path)
+    shared = replace(shared, vocabularies=shared.vocabularies | {"poll": AnswerVocabulary(["red", "no", "yes"])})
+    splits = toy.frames(shared)
+    model = build_model(shared, "tiny")
+    assert set(model.vocabularies) == {"vqa", "gqa"}
+    examples = read_examples(Run("scratch", "multi"), splits | {"poll": splits["vqa"]}, shared)
+    model = make_trainer(Run("scratch", "multi"), [task], 0, model, examples, TRAINING, tmp_path / "run", machine=toy.CPU).model
+    assert set(model.assets.answers) == set(model.vocabularies) == words
+    model.save_pretrained(tmp_path / "model")
+    assert TwelveInOne.from_pretrained(tmp_path / "model").assets.answers == model.assets.answers
+
+
+@pytest.mark.parametrize("seeds, verdict", [(1, "one seed"), (3, "holds")])
+def test_a_task_beyond_the_twelve_has_a_table_and_a_claim_of_its_own(tmp_path, seeds, verdict):
+    for run, right in (("vizwiz", .3), ("vizwiz_ft", .6)):
+        metrics = {"vizwiz": {"accuracy": right, "unanswerable: F1": right / 2}}
+        invent_run(tmp_path, run, {"vizwiz": ["vizwiz"]}, right, seeds, metrics=metrics)
+    table, claim = task_table(Results(tmp_path), "vizwiz", MORE_ROWS), judge(Results(tmp_path), {}, BEYOND)
+    assert table.score.tolist() == pytest.approx([30, 60]) and table["unanswerable: F1"].tolist() == pytest.approx([15, 30])
+    assert table.difference.iloc[1] == pytest.approx(30) and table.seeds.tolist() == [seeds] * 2 and claim.verdict.tolist() == [verdict]
+    assert judge(Results(tmp_path), {}).p.isna().all()
+
+
+def test_a_task_that_nobody_has_run_is_a_column_of_dashes(tmp_path):
+    shown = readable_task(task_table(Results(tmp_path), "vizwiz", MORE_ROWS))
+    assert set(shown.to_numpy().ravel()) == {"–"} and judge(Results(tmp_path), {}, BEYOND).verdict.tolist() == ["not resolved"]
 
 
 # --- the reports of runs, damaged
