@@ -7,6 +7,7 @@ __all__ = ['extract', 'given_boxes', 'extract_given', 'check_pair']
 
 # %% ../../nbs/35_extraction.ipynb #c3f22f7a
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,20 @@ from .detector import picture_size, read_picture
 from .joining import check_begun, check_part, join, part_folders
 from .store import Regions, RegionStore, StoreError
 from .writing import RegionWriter, _widened
+from ..tasks import MORE, TASKS
 
 # %% ../../nbs/35_extraction.ipynb #picture-batches
+def windows(keys, length: int):
+    "Yield at most `length` keys at a time, of tasks beyond the twelve apart from others: so they change not a digit for the twelve."
+    beyond = {task.corpus for task in MORE.values()} - {task.corpus for task in TASKS.values()}
+    for _, group in groupby(keys, lambda key: key.partition(":")[0] in beyond):
+        group = list(group)
+        for start in range(0, len(group), length): yield group[start:start + length]
+
 def picture_batches(images: dict, batch_size: int, done=(), ahead: int = 16):
     """Yield (keys, pictures), `batch_size` similar ones, from `images` (key -> file), sorted `ahead` batches at a time;
     batches of which all keys are in `done` are neither read nor yielded."""
-    keys = list(images)
-    for start in range(0, len(keys), ahead * batch_size):
-        window = keys[start:start + ahead * batch_size]
+    for window in windows(images, ahead * batch_size):
         if all(key in done for key in window): continue
         order = sorted(window, key=lambda key: picture_size(images[key]))
         for first in range(0, len(order), batch_size):
