@@ -801,8 +801,8 @@ def test_queued_experiments_run_one_run_and_touch_nothing_else(small_study_run):
     for name, values in QUEUED.items():
         dvc(folder, "exp", "run", "--queue", "-n", name, *(word for value in values for word in ("-S", value)), "train@another")
     assert len(re.findall(r"\bQueued\b", dvc(folder, "queue", "status"))) == len(QUEUED)
-    dvc(folder, "queue", "start")
-    deadline = time.monotonic() + 300
+    dvc(folder, "queue", "start", "--jobs", "2")
+    deadline = time.monotonic() + 900
     while re.search(r"Queued|Running", dvc(folder, "queue", "status")) and time.monotonic() < deadline: time.sleep(1)
     ended = dict(re.findall(r"^\w+ +(\w+) .* (Success|Failed)$", dvc(folder, "queue", "status"), re.M))
     assert ended == dict.fromkeys(QUEUED, "Success") | dict(slip="Failed")
