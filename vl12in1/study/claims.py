@@ -239,6 +239,8 @@ REPORTS = {
     "table_multitask.md": "one model for twelve tasks beside one for each group and twelve models, and what fine-tuning adds",
     "table_relations.md": "which groups help each other, in pairs and in triples",
     "figure_relations.md": "the same, as a picture",
+    "table_affinity.md": "whether gradients of the joint run foresee who helps whom, and how much they disagree",
+    "figure_affinity.md": "the same, over time",
     "table_ablations.md": "the all-tasks model with one thing changed: tokens, schedule, weighing, gradients",
     "table_encoders.md": "LXMERT, UNITER, VisualBERT and VL-BERT beside ViLBERT: does learning together help each of them?",
     "table_kinds.md": "what is learned and what is not: scores by kind of question, expression and statement",
