@@ -39,7 +39,8 @@ def test_groups_follow_the_order_of_the_layers(preset):
 def test_cosines_are_those_of_torch():
     rows = [torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
     found = cosines(sum(products(list(part)) for part in zip(*((row[:, :2], row[:, 2:]) for row in rows))))
-    wanted = nn.functional.cosine_similarity(*torch.broadcast_tensors(*(torch.stack(rows).flatten(1).unsqueeze(place) for place in (0, 1))), -1)
+    flat = torch.stack(rows).flatten(1)
+    wanted = nn.functional.cosine_similarity(flat[None], flat[:, None], -1)
     torch.testing.assert_close(found, wanted)
 
 
@@ -75,9 +76,11 @@ def test_a_record_by_hand():
     for iteration in range(4):
         affinity.begin(iteration)
         watched(affinity, encoder, dict(vqa=(3, 4), nlvr2=(-6, 8), snli_ve=(0, 1)) if iteration == 3 else dict(vqa=(1, 1), nlvr2=(1, 1)))
-    assert [(record["iteration"], record["tasks"]) for record in affinity.records] == [(0, ["vqa", "nlvr2"]), (3, ["vqa", "nlvr2", "snli_ve"])]
+    seen = [(record["iteration"], record["tasks"]) for record in affinity.records]
+    assert seen == [(0, ["vqa", "nlvr2"]), (3, ["vqa", "nlvr2", "snli_ve"])]
     found = affinity.records[1]["cosines"]
-    assert found["all"] == "0.280 0.800 0.800" and found["early layers"] == "-1.000 nan nan" and found["middle layers"] == "1.000 1.000 1.000"
+    assert found["all"] == "0.280 0.800 0.800"
+    assert found["early layers"] == "-1.000 nan nan" and found["middle layers"] == "1.000 1.000 1.000"
 
 
 @pytest.mark.parametrize("every, tasks", [(0, ("vqa", "nlvr2")), (1, ("vqa",)), (1, ())])
@@ -125,6 +128,7 @@ def test_a_killed_run_has_the_same_record(tmp_path):
 
 @pytest.mark.parametrize("entry, complaint", [
     (dict(affinity=-1), "affinity -1 is not a whole number from 0 on"), (dict(affinity=True), "affinity True"),
-    (dict(affinity=2.5), "affinity 2.5"), (dict(affinity=5, gradients="sum"), "affinity compares gradients of steps that are taken in_turn")])
+    (dict(affinity=2.5), "affinity 2.5"),
+    (dict(affinity=5, gradients="sum"), "affinity compares gradients of steps that are taken in_turn")])
 def test_a_wrong_interval_is_named(entry, complaint):
     assert any(complaint in problem for problem in problems_of(dict(init="scratch", kind="multi", seeds="side") | entry))
