@@ -308,7 +308,8 @@ def test_the_grid_is_complete():
     ("at_long", {"kind"}), ("imtl_l", {"losses"}), ("dwa", {"losses"}), ("stch", {"losses", "gradients"}),
     ("famo", {"losses", "gradients"}), ("upgrad", {"gradients"}), ("cagrad", {"gradients"}), ("nash_mtl", {"gradients"}),
     ("aligned_mtl", {"gradients"}), ("temperature", {"schedule", "temperature"}), ("unimax", {"schedule"}),
-    ("back_to_best", {"schedule", "stop_and_go"}), ("one_step_equal", {"schedule", "gradients", "stop_and_go", "after"})])
+    ("back_to_best", {"schedule", "stop_and_go"}), ("one_step_equal", {"schedule", "gradients", "stop_and_go", "after"}),
+    ("at_captions", {"models"})])
 def test_an_ablation_changes_what_it_says_and_nothing_else(name, changed):
     ablation, whole = (asdict(Run.of(key, RUNS[key])) for key in (name, "at"))
     assert {field for field in whole if ablation[field] != whole[field]} - {"seeds", "affinity"} == changed

@@ -167,6 +167,8 @@ def test_rows_and_columns_of_runs_are_there(table):
 @pytest.mark.parametrize("table, row, column, runs", [
     ("table_multitask", "All-tasks, clean", "vqa_low", {"at"}), ("table_multitask", "All-tasks, clean", "difference", {"at", "st_clean"}),
     ("table_encoders", "all tasks: LXMERT − ViLBERT", "difference", {"at_lxmert", "at"}),
+    ("table_captioning", "COCO captioning, with the twelve", "BLEU-4", {"at_captions"}),
+    ("table_captioning", "The twelve, with captioning", "difference_low", {"at_captions", "at"}),
     ("table_kinds", "G1: count", "difference", {"at", "st_clean"}), ("table_relations", "nlvr2", "with G1_low", {"pairs", "st_clean"}),
     ("table_relations", "vqa", "average of triples", {"triples", "st_clean"}), ("table_metrics", "vqa: accuracy", "fine-tuned", {"ft"}),
     ("table_peers", "peers − st_clean: VQAv2", "difference", {"peers", "st_clean"}),

@@ -244,6 +244,7 @@ REPORTS = {
     "table_ablations.md": "the all-tasks model with one thing changed: tokens, schedule, weighing, gradients",
     "table_encoders.md": "LXMERT, UNITER, VisualBERT and VL-BERT beside ViLBERT: does learning together help each of them?",
     "table_kinds.md": "what is learned and what is not: scores by kind of question, expression and statement",
+    "table_captioning.md": "captioning as a thirteenth and a fourteenth task: does it help or hurt the twelve?",
     "table_forgetting.md": "what fine-tuning on one task forgets of the others",
     "table_sweep.md": "whether other learning rates, loss scales and rests are better, on validation data",
     "table_pretraining.md": "the same training after improved pre-training, original pre-training and none",

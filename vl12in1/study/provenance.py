@@ -21,6 +21,7 @@ import pandas as pd
 import yaml
 
 from ..evaluation.records import read_report
+from .captioning import CAPTION_ROWS
 from .claims import CLAIMS
 from .encoders import ENCODER_ROWS
 from .kinds import KIND_RUNS
@@ -184,7 +185,8 @@ def other_code(code: dict[str, str]) -> list[str]:
 
 # %% ../../nbs/85a_provenance.ipynb #runs-scored
 SCORED = {"table_multitask": MULTITASK_ROWS, "table_ablations": ABLATION_ROWS, "table_pretraining": PRETRAINING_ROWS,
-          "table_tokens_data": FRACTION_ROWS, "table_more": MORE_ROWS}  # tables of (row, run, the run it is compared with)
+          "table_tokens_data": FRACTION_ROWS, "table_more": MORE_ROWS,
+          "table_captioning": CAPTION_ROWS}  # tables of (row, run, the run it is compared with)
 COMPARED = ("difference", "detectable")
 
 def _single(titles: dict[str, str]) -> dict[str, tuple]:
