@@ -75,7 +75,13 @@ def match_reply(predictor, task, picture, text, second, others) -> Reply:
     place = 1 + [row["label"] for row in match.top_k].index(0)
     return Reply(f"picture {place} of {len(pictures)} for this caption", float(match.probabilities[0]))
 
-REPLIES = {"answer": words_reply, "entail": words_reply, "ground": box_reply, "pair": pair_reply, "match": match_reply}
+def caption_reply(predictor, task, picture, text, second, others) -> Reply:
+    "A description; the sentence is not read."
+    best = predictor.describe(picture, task)
+    return Reply(best.caption, best.score)
+
+REPLIES = {"answer": words_reply, "entail": words_reply, "ground": box_reply, "pair": pair_reply, "match": match_reply,
+           "caption": caption_reply}
 
 # %% ../nbs/67_demo.ipynb #replies
 def replies(

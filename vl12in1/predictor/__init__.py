@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['published_assets', 'Predictor', 'ask', 'answer', 'entail', 'verify', 'ground', 'choose', 'guess', 'rank', 'encode',
-           'explain', 'Answer', 'Encoding', 'Explanation', 'Label', 'Match', 'Place', 'Prediction', 'Ranking']
+           'explain', 'Answer', 'Caption', 'Encoding', 'Explanation', 'Label', 'Match', 'Place', 'Prediction',
+           'Ranking']
 
 # %% ../../nbs/66_predictor.ipynb #245b7f47
 import warnings
@@ -27,7 +28,7 @@ from ..model.interface import method_of
 from ..model.saving import Assets, check_lengths
 from .inside import Encoding, Explanation, encodings, explanations
 from .pictures import Looking, PictureDetector, check_extractor, learned_from, open_detector, open_regions
-from .results import (RESULTS, Answer, Label, Match, Place, Prediction, Ranking, check_top_k,
+from .results import (RESULTS, Answer, Caption, Label, Match, Place, Prediction, Ranking, check_top_k,
                                        prediction)
 from ..regions import Regions, region_names
 from ..tasks import ASKABLE, TRAINABLE
@@ -35,7 +36,7 @@ from ..training.evaluation import outputs
 from ..training.machine import Machine
 
 # %% ../../nbs/66_predictor.ipynb #66names01
-_all_ = ["Answer", "Encoding", "Explanation", "Label", "Match", "Place", "Prediction", "Ranking"]
+_all_ = ["Answer", "Caption", "Encoding", "Explanation", "Label", "Match", "Place", "Prediction", "Ranking"]
 
 # %% ../../nbs/66_predictor.ipynb #check-complete
 def check_complete(model, source):
@@ -282,6 +283,7 @@ def ask(
     "What the model says of a picture and a text, as a task is answered; of lists a list."
     check_top_k(top_k)
     task = self.task_for(None, task)
+    if self.model.head(task).writes: raise ValueError(f"{task}: it reads no text, and says what is there; use `describe`")
     if ASKABLE[task].head not in RESULTS: raise ValueError(f"{task}: it compares pictures and captions with each other; use `rank`")
     rows, many = rows_of(picture=picture, text=text)
     pictures = [shown if isinstance(shown, tuple) else (shown,) for shown, _ in rows]
@@ -403,6 +405,41 @@ def rank(
         return tuple(prediction(Match, labels, of_row, None, top_k) for of_row in sure)
 
     return Ranking(scores, matches(scores, names), matches(np.ascontiguousarray(scores.T), captions))
+
+# %% ../../nbs/66_predictor.ipynb #describe
+MOST_BEAMS = 100
+
+def check_writing(beams, nucleus, seed):
+    "ValueError unless so many texts can be followed, or drawn from such a nucleus with that seed."
+    if type(beams) is not int or not 1 <= beams <= MOST_BEAMS: raise ValueError(f"beams {beams!r}: a whole number from 1 to {MOST_BEAMS}")
+    if nucleus is not None and (type(nucleus) not in (int, float) or not 0 < nucleus <= 1):
+        raise ValueError(f"nucleus {nucleus!r}: a number above 0 and at most 1, or None to search for the likeliest")
+    if type(seed) is not int or not 0 <= seed < 2 ** 63: raise ValueError(f"seed {seed!r}: a whole number from 0 on")
+
+@method_of(Predictor)
+def describe(
+    self,
+    picture,                       # a key, a picture or `Regions`; or a list
+    task: str | None = None,       # None: the first that was learned
+    beams: int = 5,                # texts that are followed at once, or drawn
+    nucleus: float | None = None,  # None: the likeliest; else pieces are drawn from those that together have this probability
+    seed: int = 0,                 # of what is drawn
+    top_k: int | None = 5,         # most captions to list; None: all
+) -> Caption:
+    "What a picture shows, in words; of a list a list."
+    check_top_k(top_k)
+    check_writing(beams, nucleus, seed)
+    task, many = self.task_for("caption", task), isinstance(picture, list)
+    pictures = picture if many else [picture]
+    detected = {key_of(shown): self.look(shown) for shown in pictures}
+    frame = example_frame([(key_of(shown),) for shown in pictures], [""] * len(pictures))
+    examples = Examples(task, frame, Sources(detected, {}, self.tokenizer, self.vocabularies))
+    head, said = self.model.head(task), []
+    writings = head.writings(examples, self.batch_size, beams=beams, nucleus=nucleus, seed=seed)
+    for _, wanted, written in outputs(self.model, writings, self.machine):
+        for texts, scores in zip(head.texts(examples, wanted, written), written.scores.cpu()):
+            said.append(prediction(Caption, texts, scores[:len(texts)].exp().numpy(), None, top_k))
+    return said if many else said[0]
 
 # %% ../../nbs/66_predictor.ipynb #insides
 @method_of(Predictor)

@@ -30,7 +30,7 @@ def add_options(parser, run):
     "Options of every command that asks, and the function that does it."
     add_sources(parser)
     parser.add_argument("--cache", metavar="FOLDER", help="keep what the detector sees, so that it looks at each picture once")
-    parser.add_argument("--task", help="one of the twelve tasks that the model learned, in place of the first that fits")
+    parser.add_argument("--task", help="one of the tasks that the model learned, in place of the first that fits")
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="how many alternatives to list (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print what the model says as JSON")
     parser.add_argument("--save", metavar="OUT.png", help="draw it: the picture, the box, and where the words look")
@@ -52,7 +52,8 @@ def line_of(row) -> str:
     if "box" in row:
         corners = " ".join(f"{name} {side:g}" for name, side in row["box"].items())
         return f"{row['score']:.3f}  {corners}" + (f"  ({row['region_name']})" if row["region_name"] else "")
-    return f"{row['score']:.3f}  {row.get('answer', row.get('label'))}"
+    words = next(row[name] for name in ("answer", "label", "caption") if name in row)
+    return f"{row['score']:.3f}  {words}"
 
 def tell(said, arguments, figure):
     "Print what was said, and save what `figure()` draws if a file is named for it."
@@ -72,6 +73,11 @@ def ask_command(arguments, head, boxes=None, vocabulary=None, task=None):
         return drawn([as_picture(arguments.picture)], [title], getattr(said, "fractions", None), looks)
 
     tell(said, arguments, figure)
+
+def describe_command(arguments):
+    "What a picture shows, in words."
+    said = opened(arguments).describe(arguments.picture, arguments.task, arguments.beams, arguments.nucleus, arguments.seed, arguments.top_k)
+    tell(said, arguments, lambda: drawn([as_picture(arguments.picture)], [line_of(said.top_k[0])]))
 
 def answer_command(arguments): ask_command(arguments, "answer", vocabulary=arguments.vocabulary)
 def entail_command(arguments): ask_command(arguments, "entail")
@@ -118,9 +124,19 @@ def add_several_commands(commands):
     many.add_argument("text", metavar="TEXT", help="a caption")
     add_options(many, rank_command)
 
+def add_describe(commands):
+    "The command that describes a picture."
+    what = "say what a picture shows, by a model that learned to write captions"
+    one = commands.add_parser("describe", help=what, description=what)
+    one.add_argument("picture", metavar="PICTURE", help="file of a picture")
+    one.add_argument("--beams", type=int, default=5, metavar="N", help="captions followed at once, or drawn (default: %(default)s)")
+    one.add_argument("--nucleus", type=float, metavar="P", help="draw each word from the likeliest that together have this probability")
+    one.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
+    add_options(one, describe_command)
+
 # %% ../../nbs/66b_asking.ipynb #add-asking-commands
 def add_asking_commands(commands):
-    "`answer`, `ground`, `choose`, `entail`, `verify` and `rank`, as subcommands of an `ArgumentParser`."
+    "`answer`, `ground`, `choose`, `entail`, `verify`, `rank` and `describe`, as subcommands of an `ArgumentParser`."
     for name, run, what, text in (
             ("answer", answer_command, "answer a question about a picture", "a question, such as 'what colour is the ball'"),
             ("ground", ground_command, "find what an expression means in a picture", "an expression, such as 'the ball on the left'"),
@@ -135,3 +151,4 @@ def add_asking_commands(commands):
     for asked, needed in ((ground, False), (choose, True)):
         asked.add_argument("--boxes", nargs="+", type=box_of, required=needed, metavar="X1,Y1,X2,Y2", help="in pixels, to choose among")
     add_several_commands(commands)
+    add_describe(commands)
