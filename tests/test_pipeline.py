@@ -25,7 +25,7 @@ from vl12in1.command import main as tools
 from vl12in1.study import experiment, parallel
 from vl12in1.study.notebooks import OWN, NotebookError, check_parameters, code_view, execute, main, says_all, settings
 from vl12in1.study.settings import problems_of_training
-from vl12in1.tasks import GROUPS, TASKS
+from vl12in1.tasks import ASKABLE, GROUPS, TASKS
 from vl12in1.training.merged import read_mergers
 from vl12in1.training.merging import WAYS
 from vl12in1.training.runs import Run, parent, read_grid
@@ -276,7 +276,7 @@ def test_an_entry_of_the_grid_is_a_run_that_can_begin(name):
     assert run.init in {"scratch", *GRID["runs"], *(f"pretrain_{key}" for key in GRID["pretraining"])}
     assert all(run.kind in sizes["training"] and run.seeds in sizes["seeds"] for sizes in PROFILES.values())
     for tasks in run.tasks().values():
-        assert tasks and set(tasks) <= set(TASKS)
+        assert tasks and set(tasks) <= set(ASKABLE)
         if run.init in RUNS: assert parent(run, tasks, read_grid(GRID | PROFILES["smoke"])) in Run.of(run.init, RUNS[run.init]).tasks()
 
 
