@@ -241,7 +241,7 @@ def test_help_and_version_can_be_read():
     run = lambda *arguments: subprocess.run([sys.executable, "-m", "vl12in1.command", *arguments], capture_output=True, text=True)
     assert run("--version").stdout == f"vl12in1 {vl12in1.__version__}\n"
     overview = run("--help").stdout
-    for name in ("answer", "ground", "choose", "verify", "entail", "rank", "extract"):
+    for name in ("answer", "ground", "choose", "verify", "entail", "rank", "describe", "extract"):
         assert re.search(rf"^ +{name} ", overview, re.M)
         shown = run(name, "--help")
         assert shown.returncode == 0 and len(shown.stdout.splitlines()) > 8 and "%(" not in shown.stdout

@@ -1,7 +1,8 @@
 """Captioning: no word knows a later one, what is remembered need not be computed again, and what is written has its price."""
 import math
+import re
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 
 import numpy as np
@@ -9,16 +10,23 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from PIL import Image
 
 import toy
+from vl12in1.command import main
 from vl12in1.evaluation.contract import check_task
 from vl12in1.evaluation.descriptions import bleu, cider_d, clipped, common, description_metrics, rouge_l, words_of
 from vl12in1.evaluation.predict import all_metrics, predict
 from vl12in1.evaluation.submissions import read_items, write_items
 from vl12in1.examples.batches import Examples
 from vl12in1.model import PRESETS, Batch, TwelveInOne, Written
+from vl12in1.model.heads import with_tasks
 from vl12in1.model.interface import NEXT_WORDS, Writing
-from vl12in1.tasks import TASKS
+from vl12in1.model.saving import Assets
+from vl12in1.predictor import Caption, Predictor
+from vl12in1.study.captioning import CAPTION_ROWS, captioning_table, readable_captions
+from vl12in1.study.results import Results, invent_run
+from vl12in1.tasks import ASKABLE, TASKS
 from vl12in1.training.evaluation import head_scores
 
 ENCODERS = ["miniature", "tiny", *(f"{name}_tiny" for name in ("lxmert", "uniter", "visualbert", "vl-bert")), "uniter_miniature"]
@@ -254,3 +262,70 @@ def test_a_caption_that_a_person_wrote_is_best():
     assert description_metrics(frame, [""] * 3) == {"CIDEr-D / 10": 0, "BLEU-4": 0, "ROUGE-L": 0, "examples": 3}
     with pytest.raises(ValueError, match="2 predictions for 3 examples"): description_metrics(frame, ["a", "b"])
     with pytest.raises(ValueError, match="0 predictions for 0 examples"): description_metrics(frame.head(0), [])
+
+
+# --- asked about pictures
+
+@pytest.fixture(scope="module")
+def describer(tmp_path_factory):
+    shared = toy.sources(tmp_path_factory.mktemp("describer"))
+    torch.manual_seed(0)
+    model = TwelveInOne(PRESETS["tiny"](vocab_size=len(toy.WORDS), feature_dim=8, initializer_range=.5), {}, [TASK])
+    model.assets = Assets(tuple(toy.WORDS), {}, {TASK: asdict(ASKABLE[TASK])})
+    return Predictor(model, shared.detected, machine=toy.CPU, batch_size=3)
+
+
+def test_pictures_are_described_alone_as_in_a_list(describer):
+    said = describer.describe(toy.KEYS[:7])
+    alone = [describer.describe(key) for key in toy.KEYS[:7]]
+    assert [one.caption for one in alone] == [one.caption for one in said]
+    assert [one.score for one in alone] == pytest.approx([one.score for one in said], abs=1e-5)
+    best = said[0]
+    assert isinstance(best, Caption) and set(best.caption.split()) <= set(toy.WORDS[5:]) and 0 < best.score <= 1
+    scores = [row["score"] for row in best.top_k]
+    assert len(scores) == 5 and scores == sorted(scores, reverse=True) and best.to_dict()["caption"] == best.caption
+    assert len(describer.describe("coco:0", beams=3, top_k=2).top_k) == 2
+
+
+def test_a_seed_says_the_same_again(describer):
+    def drawn(seed): return [row["caption"] for row in describer.describe("coco:1", nucleus=.9, seed=seed, top_k=None).top_k]
+    assert drawn(4) == drawn(4) != drawn(5)
+
+
+@pytest.mark.parametrize("choices, complaint", [
+    (dict(beams=0), "beams 0: a whole number from 1 to 100"), (dict(beams=10 ** 9), "beams 1000000000"), (dict(beams=True), "beams True"),
+    (dict(nucleus=0), "nucleus 0: a number above 0 and at most 1"), (dict(nucleus=math.nan), "nucleus nan"), (dict(nucleus="1"), "nucleus '1'"),
+    (dict(seed=-1), "seed -1: a whole number"), (dict(seed=1.), "seed 1.0"), (dict(top_k=0), "top_k 0"),
+    (dict(task="vqa"), "has not learned the task 'vqa' with the head 'caption'"), (dict(picture="coco:99"), "no regions are known of it")])
+def test_what_cannot_be_described_is_said_in_one_line(describer, choices, complaint):
+    with pytest.raises(ValueError, match=complaint) as error: describer.describe(**dict(picture="coco:0") | choices)
+    assert "\n" not in str(error.value)
+
+
+def test_a_captioning_task_reads_no_text(describer):
+    with pytest.raises(ValueError, match="coco_captioning: it reads no text, and says what is there; use `describe`"):
+        describer.ask(TASK, "coco:0", "the ball")
+
+
+def test_a_model_that_writes_is_saved_and_described_with_from_the_command_line(describer, tmp_path, monkeypatch, capsys):
+    toy.save_untrained(tmp_path, PRESETS["tiny"](vocab_size=len(toy.WORDS), feature_dim=64))
+    model = with_tasks(TwelveInOne.from_pretrained(tmp_path / "model"), [TASK], {})
+    Image.new("RGB", (60, 40)).save(tmp_path / "one.png")
+    monkeypatch.chdir(tmp_path)
+    options = ["describe", "one.png", "--model", "model", "--detector", "detector"]
+    with pytest.raises(SystemExit, match="has not learned any task with the head 'caption'"): main(options)
+    model.assets = replace(model.assets, tasks={**model.assets.tasks, TASK: asdict(ASKABLE[TASK])})
+    model.save_pretrained(tmp_path / "model")
+    main([*options, "--top-k", "2", "--save", "out.png"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(re.match(r"0\.\d{3}  ", line) for line in lines) and (tmp_path / "out.png").exists()
+
+
+def test_runs_that_were_left_out_are_dashes(tmp_path):
+    invent_run(tmp_path, "at", {"all": list(TASKS)}, .5, seeds=2)
+    table = readable_captions(captioning_table(Results(tmp_path)))
+    assert table.index.tolist() == [row for row, *_ in CAPTION_ROWS]
+    assert (table.score == "–").all() and table.verdict.isna().all()
+    invent_run(tmp_path, "at_captions", {"all": ["vqa", TASK]}, .6, seeds=2)
+    table = captioning_table(Results(tmp_path))
+    assert table.loc["The twelve, with captioning", "difference"] == pytest.approx(10) and table.seeds.tolist() == [0, 2, 0, 0, 2, 2]

@@ -57,8 +57,7 @@ def captioning_table(results: Results) -> pd.DataFrame:
         rows[row] = ends | others | dict(seeds=min((one.seeds for one in cells), default=0))
     comparisons = [compared(results, *entry) for entry in CAPTION_ROWS]
     columns = difference_columns(comparisons)
-    asked = [other is not None for *_, other in CAPTION_ROWS]
-    columns["verdict"] = [verdict(one, p) if is_asked else None for one, p, is_asked in zip(comparisons, columns["p"], asked)]
+    columns["verdict"] = [one and verdict(one, p) for one, p in zip(comparisons, columns["p"])]
     table = pd.DataFrame(rows, dtype=object).T.rename_axis("row").join(pd.DataFrame(columns, list(rows), dtype=object))
     return table.astype(dict(seeds=int))
 
@@ -67,5 +66,5 @@ def readable_captions(table: pd.DataFrame) -> pd.DataFrame:
     intervals = zip(table.score, table.score_low, table.score_high)
     shown = {"score": [cell(None) if missing(mean) else f"{mean:.1f} ± {(high - low) / 2:.1f}" for mean, low, high in intervals]}
     for metric in ("BLEU-4", "ROUGE-L"): shown[metric] = [cell(None) if missing(value) else f"{value:.1f}" for value in table[metric]]
-    shown |= compared_columns(table) | dict(verdict=table.verdict, seeds=[number or None for number in table.seeds])
+    shown |= compared_columns(table) | dict(verdict=table.verdict, seeds=[cell(int(number) or None) for number in table.seeds])
     return pd.DataFrame(shown, index=table.index)
