@@ -294,7 +294,8 @@ def test_a_seed_says_the_same_again(describer):
 
 @pytest.mark.parametrize("choices, complaint", [
     (dict(beams=0), "beams 0: a whole number from 1 to 100"), (dict(beams=10 ** 9), "beams 1000000000"), (dict(beams=True), "beams True"),
-    (dict(nucleus=0), "nucleus 0: a number above 0 and at most 1"), (dict(nucleus=math.nan), "nucleus nan"), (dict(nucleus="1"), "nucleus '1'"),
+    (dict(nucleus=0), "nucleus 0: a number above 0 and at most 1"), (dict(nucleus=math.nan), "nucleus nan"),
+    (dict(nucleus="1"), "nucleus '1'"),
     (dict(seed=-1), "seed -1: a whole number"), (dict(seed=1.), "seed 1.0"), (dict(top_k=0), "top_k 0"),
     (dict(task="vqa"), "has not learned the task 'vqa' with the head 'caption'"), (dict(picture="coco:99"), "no regions are known of it")])
 def test_what_cannot_be_described_is_said_in_one_line(describer, choices, complaint):

@@ -76,7 +76,8 @@ def ask_command(arguments, head, boxes=None, vocabulary=None, task=None):
 
 def describe_command(arguments):
     "What a picture shows, in words."
-    said = opened(arguments).describe(arguments.picture, arguments.task, arguments.beams, arguments.nucleus, arguments.seed, arguments.top_k)
+    chosen = {name: getattr(arguments, name) for name in ("task", "beams", "nucleus", "seed", "top_k")}
+    said = opened(arguments).describe(arguments.picture, **chosen)
     tell(said, arguments, lambda: drawn([as_picture(arguments.picture)], [line_of(said.top_k[0])]))
 
 def answer_command(arguments): ask_command(arguments, "answer", vocabulary=arguments.vocabulary)
