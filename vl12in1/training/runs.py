@@ -256,14 +256,14 @@ def left_out(grid, study) -> list[str]:
 
 def read_grid(study) -> dict[str, Run]:
     "Name -> `Run`, of all entries; `study` is what `settings()` returns. ValueError that lists everything that is wrong with any."
-    grid, odd = {}, {}
+    grid, odd, problems = {}, {}, problems_of_seeds(study["seeds"])
     for section in ("runs", "followers"):
         for name, entry in study[section].items():
             wrong = problems_of(entry)
             if not wrong: grid[name] = Run(**entry)
             if not wrong: wrong = misfits(grid[name], section, study)
             if wrong: odd[name] = wrong
-    problems = problems_of_seeds(study["seeds"]) + complaints(odd) + circles(grid)
+    problems += complaints(odd) + circles(grid)
     problems = problems or left_out(grid, study)
     if problems: raise ValueError("\n".join(problems))
     return grid
