@@ -57,7 +57,9 @@ def renewed(text: str, parts: dict[str, str]) -> str:
 def generated() -> dict[str, str]:
     "The parts of `PROTOCOL.md` that follow from the code and the settings of the checkout, name -> Markdown."
     grid, profile = read_sections(root() / "params.yaml"), read_sections(root() / f"profiles/{PROFILE}.yaml")
-    runs = {name: entry for section in grid.values() if isinstance(section, dict) for name, entry in section.items() if "seeds" in entry}
+    named = {f"pretrain_{name}" if section == "pretraining" else name: entry for section, entries in grid.items()
+             if isinstance(entries, dict) for name, entry in entries.items()}
+    runs = {name: entry for name, entry in named.items() if "seeds" in entry}
     return dict(claims=claims_table(), lengths=lengths_table(profile["training"]), seeds=seeds_table(profile["seeds"], runs))
 
 # %% ../../nbs/86_protocol.ipynb #digest
