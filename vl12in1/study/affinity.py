@@ -182,8 +182,10 @@ def _of_pairs(ax, lines: pd.DataFrame, found: dict):
     if not known: return
     for groups, cosine, gain in zip(known, *drawn(agreed, gained)):
         ax.plot(cosine, 100 * gain, "o", color=COLOURS[0])
-        ax.annotate("+".join(groups), (cosine, 100 * gain), textcoords="offset points", xytext=(5, 4), fontsize=9)
-    ax.margins(.15)
+        right = cosine <= np.median(agreed)  # names stand on the side where there is room
+        ax.annotate("+".join(groups), (cosine, 100 * gain), textcoords="offset points", xytext=(5 if right else -5, 4), fontsize=9,
+                    ha="left" if right else "right")
+    ax.margins(.2)
     ax.axhline(0, color="0.6", lw=.8)
 
 def affinity_figure(results: Results, table: pd.DataFrame) -> Figure:
