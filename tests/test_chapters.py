@@ -8,6 +8,7 @@ import pytest
 import torch
 from nbdev.test import test_nb as run_notebook
 
+from vl12in1.model.heads import HEADS
 from vl12in1.model.interface import EncoderConfig
 from vl12in1.study.notebooks import plain
 
@@ -23,12 +24,13 @@ def alone(monkeypatch):
     monkeypatch.setattr(atexit, "register", lambda call, *args, **options: call if call.__module__.startswith("IPython.")
                         else register(call, *args, **options))
     threads, environment = torch.get_num_threads(), dict(os.environ)
-    architectures = dict(EncoderConfig.architectures)  # a chapter that defines one takes its name
+    registered = [(known, dict(known)) for known in (EncoderConfig.architectures, HEADS)]  # a chapter that defines one takes its name
     os.environ["MPLBACKEND"] = "agg"
     with torch.enable_grad(): yield
     torch.set_num_threads(threads)
-    EncoderConfig.architectures.clear()
-    EncoderConfig.architectures.update(architectures)
+    for known, before in registered:
+        known.clear()
+        known.update(before)
     plt.close("all")
     os.environ.clear()
     os.environ.update(environment)

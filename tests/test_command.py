@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from vl12in1.command import main, parser
 from vl12in1.endings import ending, one_line
 from vl12in1.model import TwelveInOne, ViLBERTConfig
 from vl12in1.model.checkpoints import write_published
+from vl12in1.model.heads import with_tasks
+from vl12in1.tasks import MORE
 from vl12in1.world import WorldConfig, write_world
 
 
@@ -27,7 +30,11 @@ def desk(tmp_path_factory):
     "A folder with what the commands need: a model, published weights, a detector, pictures, corpora, features, a region store."
     folder = tmp_path_factory.mktemp("desk")
     toy.save_untrained(folder, ViLBERTConfig.tiny(vocab_size=len(toy.WORDS), feature_dim=64))
-    write_published(TwelveInOne.from_pretrained(folder / "model"), folder / "published.bin")
+    model = TwelveInOne.from_pretrained(folder / "model")
+    write_published(model, folder / "published.bin")
+    writer = with_tasks(model, ["coco_captioning"], {})
+    writer.assets = replace(writer.assets, tasks=writer.assets.tasks | {"coco_captioning": asdict(MORE["coco_captioning"])})
+    writer.save_pretrained(folder / "writer")
     for place in (folder / "one.png", folder / "album/one.png"):
         place.parent.mkdir(exist_ok=True)
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)).save(place)
@@ -52,6 +59,7 @@ COMMANDS = {  # arguments, in which @ stands before a file or a folder that is r
     "choose": ["choose", "@one.png", "the ball", *MODEL, "--boxes", "0,0,20,20"], "entail": ["entail", "@one.png", "the ball", *MODEL],
     "verify": ["verify", "one.png", "@one.png", "the ball", *MODEL], "rank": ["rank", "one.png", "@one.png", "the ball", *MODEL],
     "the model": ["answer", "one.png", "the ball", "--model", "@model", *EYES],
+    "describe": ["describe", "@one.png", "--model", "writer", *EYES],
     "the detector": ["answer", "one.png", "the ball", "--model", "model", "--detector", "@detector"],
     "verify a store": ["verify", "@store"], "demo": ["demo", "--model", "@model", *EYES],
     "compare": ["compare", "@reports", "reports"], "doctor": ["doctor", "@two"],

@@ -389,8 +389,9 @@ def perfect(head, metric):
     "Two examples of a kind of task and predictions without a mistake."
     frame = pd.DataFrame(dict(uid=["dev-1-0-0", "dev-1-1-0"], images=[("coco:1",), ("coco:2",)], label=[1, 0],
                               box=[(0, 0, 1, .5), (.5, 0, 1, 1)], answers=[("red",) * 10, ("2",) * 10],
-                              answer_type=["other", "number"], answerable=[1, 1]))
-    said = {"answer": frame.answers.str[0], "match": np.eye(2), "IoU > 0.5": list(frame.box)}
+                              answer_type=["other", "number"], answerable=[1, 1],
+                              captions=[("a red ball lies here",), ("two dogs run over there",)]))
+    said = {"answer": frame.answers.str[0], "match": np.eye(2), "IoU > 0.5": list(frame.box), "caption": list(frame.captions.str[0])}
     return frame, said.get(head, said.get(metric, frame.label))
 
 
@@ -400,8 +401,8 @@ def test_every_task_has_its_metric_and_the_cell_comes_first(name):
     frame, said = perfect(task.head, task.metric)
     result = official(name, frame, said)
     first = next(iter(result))
-    assert result[first] == 1 and result["examples"] == 2
-    assert first == ("image retrieval R@1" if task.head == "match" else "accuracy")
+    assert result[first] == pytest.approx(1) and result["examples"] == 2
+    assert first == {"match": "image retrieval R@1", "caption": "CIDEr-D / 10"}.get(task.head, "accuracy")
     with pytest.raises(ValueError, match="no examples"): official(name, frame[:0], said[:0])
     with pytest.raises(ValueError, match="1 predictions for 2 examples"): official(name, frame, said[:1])
 

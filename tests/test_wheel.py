@@ -108,7 +108,8 @@ ELSEWHERE = {  # what each command is told, and what it says where there is neit
     "compare theirs": "give a folder of reports, such as reports/ of a checkout", "leaks": "data: no corpus there",
     "features pictures store": "pictures: no such folder", "extract pictures store": "pictures: no pictures in this folder",
     "inspect weights.bin": "weights.bin", "convert weights.bin folder --config model.json": "weights.bin",
-    "verify store": "store: no manifest.json", "demo": MODEL, "answer photo.png what": MODEL, "ground photo.png ball": MODEL,
+    "verify store": "store: no manifest.json", "demo": MODEL, "answer photo.png what": MODEL, "describe photo.png": MODEL,
+    "ground photo.png ball": MODEL,
     "choose photo.png what --boxes 1,2,3,4": MODEL, "entail photo.png ball": MODEL, "verify a.png b.png ball": MODEL,
     "rank a.png b.png ball": MODEL}
 

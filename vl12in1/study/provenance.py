@@ -205,6 +205,7 @@ SHOWN = {  # table -> name, or its beginning, of a row or column -> the runs tha
     "table_sota": _single(OURS),
     "table_relations": {column: (run, "st_clean") for run in PARTNERS for column in _partners(run)},
     "table_encoders": {row: (a, b) for row, a, b in ENCODER_ROWS},
+    "table_affinity": {"": ("at", "pairs", "triples", "st_clean")},
     "table_learning": {"single-task, ": ("st_clean",), "all-tasks, ": ("at",)},
     "table_stop_and_go": {"": ("at",)},
     "index": {claim.sentence: (claim.a, claim.b) for claim in CLAIMS},
