@@ -33,7 +33,8 @@ def commit(folder, message="next"):
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     "A committed study of two toy stages, in the working directory."
-    files = {"dvc.yaml": PIPELINE, "source": "a\n", "params.yaml": "# Sizes.\nprofile: small\nruns: {}\nfollowers: {}\npretraining: {}\n",
+    files = {"dvc.yaml": PIPELINE, "source": "a\n", "params.yaml": "# Sizes.\nprofile: small\nruns: {}\nfollowers: {}\nmerged: {}\n"
+             "encoder: vilbert\npretraining: {}\n",
              ".gitignore": "/build\n", "profiles/small.yaml": "seeds: {main: [0]}\n", "reports/scores.txt": "of another profile\n",
              "profiles/thorough.yaml": yaml.safe_dump(yaml.safe_load((ROOT / "profiles/thorough.yaml").read_text()) | dict(seeds=SEEDS))}
     for name, text in files.items():
