@@ -236,6 +236,12 @@ def candidates_of(self, pictures, boxes) -> tuple[dict[str, Regions], list[tuple
 
 # %% ../../nbs/66_predictor.ipynb #examples-of
 @method_of(Predictor)
+def looked_at(self, pictures) -> dict[str, Regions]:
+    "Key -> regions of `pictures`, each of which is looked at once."
+    distinct = {key_of(picture): picture for picture in pictures}
+    return {key: self.look(picture) for key, picture in distinct.items()}
+
+@method_of(Predictor)
 def examples_of(self, task, pictures, texts, boxes=None) -> Examples:
     "Examples of a task: as many `pictures` as it shows, a tuple, and a text for each; `boxes` for each, if it is to choose among those."
     wanted = self.model.head(task).images
@@ -243,8 +249,7 @@ def examples_of(self, task, pictures, texts, boxes=None) -> Examples:
         if len(shown) != wanted:
             raise ValueError(f"{task}: a text is about {wanted} pictures, and there are {len(shown)}; two are a tuple, (left, right)")
     check_texts(texts, ASKABLE[task], self.tokenizer)
-    distinct = {key_of(picture): picture for shown in pictures for picture in shown}
-    detected = {key: self.look(picture) for key, picture in distinct.items()}
+    detected = self.looked_at(picture for shown in pictures for picture in shown)
     given, columns = {}, {}
     if boxes is not None: given, columns["candidates"] = self.candidates_of([first for first, *_ in pictures], boxes)
     frame = example_frame([tuple(map(key_of, shown)) for shown in pictures], texts, **columns)
@@ -375,7 +380,7 @@ def guess(
 def scores_of(self, task, pictures, captions) -> np.ndarray:
     "How well every caption fits every picture, (captions, pictures) float32."
     check_texts(captions, ASKABLE[task], self.tokenizer)
-    detected = {key_of(picture): self.look(picture) for picture in pictures}
+    detected = self.looked_at(pictures)
     keys = [key_of(picture) for picture in pictures]
     sources = Sources(detected, {}, self.tokenizer, self.vocabularies)
     examples = Examples(task, example_frame([(keys[0],)] * len(captions), captions), sources)
@@ -431,7 +436,7 @@ def describe(
     check_writing(beams, nucleus, seed)
     task, many = self.task_for("caption", task), isinstance(picture, list)
     pictures = picture if many else [picture]
-    detected = {key_of(shown): self.look(shown) for shown in pictures}
+    detected = self.looked_at(pictures)
     frame = example_frame([(key_of(shown),) for shown in pictures], [""] * len(pictures))
     examples = Examples(task, frame, Sources(detected, {}, self.tokenizer, self.vocabularies))
     head, said = self.model.head(task), []
