@@ -403,7 +403,7 @@ def test_every_task_has_its_metric_and_the_cell_comes_first(name):
     first = next(iter(result))
     assert result[first] == pytest.approx(1) and result["examples"] == 2
     assert first == {"match": "image retrieval R@1", "caption": "CIDEr-D / 10"}.get(task.head, "accuracy")
-    with pytest.raises(ValueError, match="no examples"): official(name, frame[:0], said[:0])
+    with pytest.raises(ValueError, match="no examples|0 examples"): official(name, frame[:0], said[:0])
     with pytest.raises(ValueError, match="1 predictions for 2 examples"): official(name, frame, said[:1])
 
 
