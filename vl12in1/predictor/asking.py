@@ -16,19 +16,20 @@ from ..regions.detector import as_picture
 from ..regions import verify
 
 # %% ../../nbs/66b_asking.ipynb #asking-options
-STUDY_MODEL = "runs/at/models/all/seed0"  # the model that a checkout has after `make study`
+STUDY_MODEL = "runs/at/models/all/seed0"           # the model that a checkout has after `make study`,
+STUDY_WRITER = "runs/at_captions/models/all/seed0"  # and the one that writes captions, too
 
-def add_sources(parser):
+def add_sources(parser, model=STUDY_MODEL):
     "Which model, and which detector."
-    parser.add_argument("--model", default=STUDY_MODEL, metavar="FOLDER",
+    parser.add_argument("--model", default=model, metavar="FOLDER",
                         help="a saved model, or its name on the hub (default: the study's, %(default)s)")
     parser.add_argument("--detector", default="build/regions/detector", metavar="PATH",
                         help="a folder that `save_detector` wrote, or published weights with their YAML beside them "
                              "(default: the study's, %(default)s)")
 
-def add_options(parser, run):
+def add_options(parser, run, model=STUDY_MODEL):
     "Options of every command that asks, and the function that does it."
-    add_sources(parser)
+    add_sources(parser, model)
     parser.add_argument("--cache", metavar="FOLDER", help="keep what the detector sees, so that it looks at each picture once")
     parser.add_argument("--task", help="one of the tasks that the model learned, in place of the first that fits")
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="how many alternatives to list (default: %(default)s)")
@@ -38,9 +39,10 @@ def add_options(parser, run):
 
 def model_of(arguments) -> str:
     "The model that the options name; ValueError if they name none and the study's is not here."
-    if arguments.model == STUDY_MODEL and not Path(STUDY_MODEL).exists():
-        raise ValueError(f"{STUDY_MODEL}: the study's model is not here; name one with --model, or ask in a checkout after `make study`")
-    return arguments.model
+    model = arguments.model
+    if model in (STUDY_MODEL, STUDY_WRITER) and not Path(model).exists():
+        raise ValueError(f"{model}: the study's model is not here; name one with --model, or ask in a checkout after `make study`")
+    return model
 
 def opened(arguments) -> Predictor:
     "The predictor that the options name."
@@ -133,7 +135,7 @@ def add_describe(commands):
     one.add_argument("--beams", type=int, default=5, metavar="N", help="captions followed at once, or drawn (default: %(default)s)")
     one.add_argument("--nucleus", type=float, metavar="P", help="draw each word from the likeliest that together have this probability")
     one.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
-    add_options(one, describe_command)
+    add_options(one, describe_command, STUDY_WRITER)
 
 # %% ../../nbs/66b_asking.ipynb #add-asking-commands
 def add_asking_commands(commands):
