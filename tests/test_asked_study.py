@@ -12,13 +12,16 @@ from vl12in1 import Predictor
 from vl12in1.answers import ANSWER_METRICS
 from vl12in1.boxes import iou
 from vl12in1.corpora import image_files
+from vl12in1.evaluation.descriptions import description_scores
 from vl12in1.evaluation.records import read_item_scores
 from vl12in1.examples.stored import read_frame
+from vl12in1.model import HEADS
 from vl12in1.predictor.results import RESULTS
-from vl12in1.tasks import TASKS
+from vl12in1.tasks import MORE, TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL, DETECTOR = ROOT / "runs/at/models/all/seed0", ROOT / "build/regions/detector"
+WRITER = ROOT / "runs/at_captions/models/all/seed0"
 JUDGED = [name for name, task in TASKS.items() if task.head in RESULTS]  # retrieval is below
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (MODEL.is_dir() and DETECTOR.is_dir()), reason="no study has been run here")]
 
@@ -90,3 +93,20 @@ def test_captions_find_their_pictures_as_often_as_the_reports_say(task, predicto
           f"{1000 * looked / len(keys):.0f} ms to look at a picture, {(time.perf_counter() - started) / len(rows) * 1000:.0f} ms a caption")
     assert abs(np.mean(now) - before.mean()) <= interval
     assert looked / len(keys) <= .2
+
+
+@pytest.mark.skipif(not WRITER.is_dir(), reason="no model that writes was trained here")
+@pytest.mark.parametrize("task", [name for name, task in MORE.items() if task.head == "caption"])
+def test_pictures_are_described_as_well_as_the_reports_say(task, files):
+    "All pictures of the test, since how much a word counts depends on all their captions."
+    file = ROOT / f"build/frames/all/{MORE[task].corpus}/test.parquet"
+    if not file.exists(): pytest.skip(f"{file}: the corpus is absent")
+    frame, (scores, _) = HEADS["caption"].tested(read_frame(file)), read_item_scores(ROOT / "reports/items/at_captions.csv")["all", task]
+    started = time.perf_counter()
+    said = Predictor.from_pretrained(WRITER, detector=DETECTOR).describe([files[key] for (key,) in frame.images], task)
+    seconds = (time.perf_counter() - started) / len(frame)
+    now, before = description_scores(frame, [one.caption for one in said]), scores[0]
+    interval = 1.96 * before.std() / np.sqrt(len(frame))
+    print(f"\n{task}: {100 * now.mean():.1f}, reported {100 * before.mean():.1f} ± {100 * interval:.1f}; {1000 * seconds:.0f} ms a picture")
+    assert abs(now.mean() - before.mean()) <= interval
+    assert seconds <= .3
