@@ -2,10 +2,10 @@
 import numpy as np
 import pytest
 
-from vl12in1.study.encoders import (CHOICES, ENCODER_ROWS, ENCODERS, GAINS, NOT_RUN, encoder_costs, encoders_table, readable_encoders,
-                                    same_seeds)
+from vl12in1.study.encoders import (CHOICES, ENCODER_ROWS, ENCODERS, GAINS, NOT_RUN, encoders_table, readable_encoders, same_seeds)
 from vl12in1.study.results import Results, invent_run
 from vl12in1.study.statistics import difference, holm
+from vl12in1.study.tables import costs_in
 from vl12in1.tasks import TASKS
 
 ALONE = {task: [task] for task in TASKS}
@@ -90,6 +90,7 @@ def test_sizes_and_costs_are_those_of_the_first_run(study):
 @pytest.mark.parametrize("text", ["", "encoder,low\nLXMERT,1\n", "name,cost\nLXMERT,1\n", "encoder,cost\nLXMERT,much\n"])
 def test_damaged_costs_are_named(tmp_path, text):
     path = tmp_path / "encoders.csv"
-    assert encoder_costs(path) == {}
+    assert costs_in(path, "encoders", "encoder") == {}
     path.write_text(text)
-    with pytest.raises(ValueError, match="encoders.csv: no costs of encoders; make benchmark"): encoder_costs(path)
+    with pytest.raises(ValueError, match="encoders.csv: no costs of encoders; make benchmark"):
+        costs_in(path, "encoders", "encoder")

@@ -89,6 +89,7 @@ RUN_BY = {  # command -> test, chapter or script that runs it
     "vl12in1 --help": "test_asking.py::test_help_and_version_can_be_read",
     "vl12in1 --version": "test_asking.py::test_help_and_version_can_be_read",
     'vl12in1 answer picture.png "what colour is the ball"': "test_asking.py::test_the_command_says_what_the_predictor_says",
+    "vl12in1 describe picture.png": "test_captioning.py::test_a_model_that_writes_is_saved_and_described_with_from_the_command_line",
     'vl12in1 answer photo.jpg "what colour is the ball" --model my-model --detector detectron_model.pth --save answer.png':
         "test_asking.py::test_published_weights_with_words_are_asked",
     "vl12in1 doctor": "80_doctor", "vl12in1 doctor FOLDER": "own_data",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MULTITASK_ROWS', 'PRETRAINING_ROWS', 'ABLATION_ROWS', 'ALONE', 'TOGETHER', 'MORE_ROWS', 'FRACTION_ROWS',
            'TEST_SPLITS', 'FAMILIES', 'READING', 'data_name', 'points', 'difference_columns', 'scores_table', 'missing',
-           'cell', 'probability', 'with_interval', 'differences', 'compared_columns', 'readable', 'summary',
+           'cell', 'probability', 'with_interval', 'differences', 'compared_columns', 'readable', 'summary', 'costs_in',
            'step_costs', 'pretraining_scores_table', 'metrics_table', 'task_row', 'task_table', 'readable_task',
            'markdown', 'write_table', 'legend']
 
@@ -212,12 +212,16 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shown, index=table.index)
 
 # %% ../../nbs/76_tables.ipynb #76e00002
+def costs_in(path: Path, what: str, columns) -> dict:
+    """What the `columns` of `path` name, one or several -> the time of its iteration beside the paper's, as `make benchmark` left it; empty
+    if there is no such file, ValueError if it is no table of the costs of `what`."""
+    if not Path(path).exists(): return {}
+    try: return pd.read_csv(path).astype(dict(cost=float)).set_index(columns).cost.to_dict()
+    except (KeyError, ValueError): raise ValueError(f"{path}: no costs of {what}; make benchmark writes it again") from None
+
 def step_costs(path: Path, results: Results, runs: list[str]) -> list[float | None]:
-    """Time of an iteration of each of `runs` beside the paper's way, as `make benchmark` left it in `path`; None where that is not known.
-    ValueError that names a file which is something else."""
-    if not Path(path).exists(): return [None] * len(runs)
-    try: measured = pd.read_csv(path).astype(dict(cost=float)).set_index(["losses", "gradients"]).cost.to_dict()
-    except (KeyError, ValueError): raise ValueError(f"{path}: no costs of ways to balance; make benchmark writes it again") from None
+    "Cost of an iteration of each of `runs`, as the file of `costs_in` has it; None where that is not known."
+    measured = costs_in(path, "ways to balance", ["losses", "gradients"])
     ways = [tuple(results.runs.get(run, {}).get(field) for field in ("losses", "gradients")) for run in runs]
     return [measured.get(way) for way in ways]
 
