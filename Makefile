@@ -4,6 +4,7 @@
 # make lab     the book in JupyterLab                                       make clean   remove what the study made
 # make site    book, study and library as pages to read offline, in build/site
 # make thorough    the study with more seeds, in a clone, into reports/thorough     make rerun   the same with other seeds, into reports/rerun
+# make beyond      what the paper does not have, with more seeds, in a clone, into reports/beyond
 # make faults      the study disturbed on purpose: killed, without disk and memory, given damaged files; an hour
 # make benchmark   the paper's model and detector, published files, the price of equal weights everywhere, of balancing and of encoders; 40 minutes, 12 GB of disk
 SHELL := bash
@@ -13,9 +14,9 @@ PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help study test test-slow smoke thorough rerun tables benchmark faults demo site lab clean
+.PHONY: help study test test-slow smoke thorough beyond rerun tables benchmark faults demo site lab clean
 help:
-	@head -8 $(firstword $(MAKEFILE_LIST)) | sed 's/^# //'
+	@head -9 $(firstword $(MAKEFILE_LIST)) | sed 's/^# //'
 
 study: .venv/ready
 	@echo "make study: what is out of date is run (nothing is: seconds; empty cache: see README.md)"
@@ -37,9 +38,9 @@ test-slow: .venv/ready
 smoke: .venv/ready
 	bash .ci/smoke
 
-thorough rerun: .venv/ready
-	@echo "make $@: the last commit with the profile 'thorough', in build/$@; stopped and begun again, it goes on"
-	python -m vl12in1.study.thorough $(if $(filter rerun,$@),--rerun)
+thorough beyond rerun: .venv/ready
+	@echo "make $@: the last commit with more seeds, in build/$@; stopped and begun again, it goes on"
+	python -m vl12in1.study.thorough $@
 	dvc repro --single-item views table_rerun index
 	python -m vl12in1.study.front
 	@cat reports/$@/index.md

@@ -26,7 +26,7 @@ PARTS = {
     "9": ("The command line", "The command `vl12in1`, and the dozen names that `import vl12in1` offers."),
 }
 # Folder below reports/ -> what its study is called; the first that has a figure shows it in the gallery.
-STUDIES = {"thorough": "with more seeds", ".": "with one seed", "rerun": "with other seeds"}
+STUDIES = {"thorough": "with more seeds", ".": "with one seed", "beyond": "beyond the paper, with more seeds", "rerun": "with other seeds"}
 REPOSITORY = "https://github.com/vl12in1/vl12in1/tree/main"
 # Pictures of the front page: the first that is there.
 FRONT = {"picture": ["nbs/demo.png", "reports/figure_attention.png"],

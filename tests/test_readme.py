@@ -35,6 +35,7 @@ RUN_BY = {  # command -> test, chapter or script that runs it
     "make test": CI, "make test-slow": CI, "make smoke": CI,
     "make thorough": "test_thorough.py::test_a_complete_run_goes_on_where_it_was_stopped_and_is_kept",
     "make rerun": "test_thorough.py::test_a_complete_run_goes_on_where_it_was_stopped_and_is_kept",
+    "make beyond": "test_thorough.py::test_a_complete_run_goes_on_where_it_was_stopped_and_is_kept",
     "make tables": SMOKE, "make site": "test_site.py::test_a_page_fits_and_is_complete",
     "make demo": "test_demo.py::test_a_picture_and_a_sentence_are_answered_by_all_tasks",
     "make lab": TAKES_LONG, "make benchmark": TAKES_LONG, "make faults": TAKES_LONG, "make clean": TAKES_LONG,

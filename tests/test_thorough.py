@@ -8,21 +8,24 @@ import pytest
 import yaml
 
 from vl12in1.study.parallel import COMPLETE
-from vl12in1.study.thorough import SHIFTS, choose, clone, git, keep, main
+from vl12in1.study.thorough import RUNS, choose, clone, git, keep, main, shifted
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE = """
 stages:
   views: {cmd: cp source first.txt, deps: [source], outs: [first.txt]}
   train:
-    cmd: cat first.txt profiles/thorough.yaml > reports/scores.txt; test ! -e obstacle
+    cmd: cat first.txt profiles/${profile}.yaml > reports/scores.txt; test ! -e obstacle
     deps: [first.txt]
     params:
       - profiles/${profile}.yaml: [seeds]
     outs:
       - reports/scores.txt: {cache: false}
 """
-SEEDS = dict(main=[0, 1, 2], side=[0])
+SEEDS = {"thorough": dict(main=[0, 1, 2], side=[0]), "beyond": dict(main=[0], side=[])}
+
+
+def profile(name): return yaml.safe_load((ROOT / f"profiles/{name}.yaml").read_text())
 
 
 def commit(folder, message="next"):
@@ -36,7 +39,7 @@ def checkout(tmp_path, monkeypatch):
     files = {"dvc.yaml": PIPELINE, "source": "a\n", "params.yaml": "# Sizes.\nprofile: small\nruns: {}\nfollowers: {}\nmerged: {}\n"
              "encoder: vilbert\npretraining: {}\n",
              ".gitignore": "/build\n", "profiles/small.yaml": "seeds: {main: [0]}\n", "reports/scores.txt": "of another profile\n",
-             "profiles/thorough.yaml": yaml.safe_dump(yaml.safe_load((ROOT / "profiles/thorough.yaml").read_text()) | dict(seeds=SEEDS))}
+             **{f"profiles/{name}.yaml": yaml.safe_dump(profile(name) | dict(seeds=seeds)) for name, seeds in SEEDS.items()}}
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -49,22 +52,28 @@ def checkout(tmp_path, monkeypatch):
 
 
 def test_the_runner_makes_room_for_what_complete_runs_leave():
-    assert set(SHIFTS) == set(COMPLETE)
+    assert set(RUNS) == set(COMPLETE)
 
 
-def test_seeds_of_both_runs_have_nothing_in_common(checkout):
+def test_a_run_again_has_other_seeds_and_as_many(checkout):
     seeds = {}
-    for name, shift in SHIFTS.items():
+    for name, (own, _) in RUNS.items():
         clone(checkout, checkout / "build" / name)
-        choose(checkout / "build" / name, shift)
-        seeds[name] = yaml.safe_load((checkout / "build" / name / "profiles/thorough.yaml").read_text())["seeds"]
-    assert seeds["thorough"] == SEEDS and not set(seeds["thorough"]["main"]) & set(seeds["rerun"]["main"])
-    assert {name: len(own) for name, own in seeds["rerun"].items()} == {name: len(own) for name, own in SEEDS.items()}
+        choose(checkout / "build" / name, name)
+        assert f"profile: {own}\n" in (checkout / "build" / name / "params.yaml").read_text()
+        seeds[name] = yaml.safe_load((checkout / "build" / name / f"profiles/{own}.yaml").read_text())["seeds"]
+    assert {name: seeds[name] for name in SEEDS} == SEEDS and not set(seeds["thorough"]["main"]) & set(seeds["rerun"]["main"])
+    assert {name: len(own) for name, own in seeds["rerun"].items()} == {name: len(own) for name, own in SEEDS["thorough"].items()}
 
 
-def test_the_seeds_of_the_profile_are_few_enough_to_be_shifted():
-    seeds = yaml.safe_load((ROOT / "profiles/thorough.yaml").read_text())["seeds"]
-    assert all(max(own) - min(own) < SHIFTS["rerun"] for own in seeds.values())
+def test_the_seeds_of_the_profiles_are_few_enough_to_be_shifted():
+    step = min(shift for _, shift in RUNS.values() if shift)
+    assert all(max(own) - min(own) < step for name, _ in RUNS.values() for own in profile(name)["seeds"].values() if own)
+
+
+def test_every_list_of_seeds_has_several_in_one_run_or_another():
+    most = {name: max(len(profile(own)["seeds"][name]) for own, _ in RUNS.values()) for name in profile("thorough")["seeds"]}
+    assert {name for name, number in most.items() if number < 3} == {"extra"}, "what no claim is about may have one"
 
 
 def test_a_clone_has_what_is_committed_and_no_more(checkout):
@@ -75,7 +84,7 @@ def test_a_clone_has_what_is_committed_and_no_more(checkout):
     commit(checkout)
     (checkout / "profiles/small.yaml").unlink()
     commit(checkout)
-    choose(folder, 0)
+    choose(folder, "thorough")
     clone(checkout, folder)
     assert (folder / "source").read_text() == "not committed\n" and not (folder / "profiles/small.yaml").exists()
     assert "profile: small" in (folder / "params.yaml").read_text()
@@ -96,30 +105,29 @@ def test_a_report_of_an_earlier_run_is_not_kept(checkout):
 def test_a_complete_run_goes_on_where_it_was_stopped_and_is_kept(checkout, capfd):
     (checkout / "obstacle").touch()
     commit(checkout)
-    with pytest.raises(SystemExit, match="reports/thorough is as it was"): main([])
+    with pytest.raises(SystemExit, match="reports/thorough is as it was"): main(["thorough"])
     assert not (checkout / "reports/thorough").exists()
     (checkout / "obstacle").unlink()
     commit(checkout)
     capfd.readouterr()
-    main([])
+    main(["thorough"])
     assert "1 stages are out of date" in capfd.readouterr().out   # what was done before it stopped is not done again
     assert (checkout / "reports/rerun").is_dir()   # for the table that looks at both
-    scores = checkout / "reports/thorough/scores.txt"
-    assert scores.read_text().startswith("a\n") and yaml.safe_load(scores.read_text()[2:])["seeds"] == SEEDS
-    main(["--rerun"])
-    again = yaml.safe_load((checkout / "reports/rerun/scores.txt").read_text()[2:])["seeds"]
-    assert again == {name: [seed + SHIFTS["rerun"] for seed in own] for name, own in SEEDS.items()}
+    for name, (own, shift) in RUNS.items():
+        if name != "thorough": main([name])
+        scores = (checkout / "reports" / name / "scores.txt").read_text()
+        assert scores.startswith("a\n") and yaml.safe_load(scores[2:])["seeds"] == shifted(SEEDS[own], shift)
     assert (checkout / "reports/scores.txt").read_text() == "of another profile\n" and git(checkout, "status", "--short") != ""
 
 
-@pytest.mark.parametrize("arguments", [[], ["--rerun"]])
-def test_outside_of_a_checkout_it_ends_in_one_line(tmp_path, monkeypatch, arguments):
+@pytest.mark.parametrize("name", RUNS)
+def test_outside_of_a_checkout_it_ends_in_one_line(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="start this inside a checkout"): main(arguments)
+    with pytest.raises(SystemExit, match="start this inside a checkout"): main([name])
 
 
 def test_without_a_commit_it_ends_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.chdir(tmp_path)
     git(tmp_path, "init", "--quiet")
-    with pytest.raises(SystemExit, match="git .* failed: reports/thorough is as it was"): main([])
+    with pytest.raises(SystemExit, match="git .* failed: reports/thorough is as it was"): main(["thorough"])

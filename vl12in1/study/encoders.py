@@ -14,7 +14,7 @@ import pandas as pd
 
 from .results import Results, side_by_side
 from .statistics import Cell, Comparison, difference, verdict
-from .tables import cell, compared_columns, costs_in, difference_columns, missing
+from .tables import cell, compared_columns, difference_columns, missing
 
 # %% ../../nbs/77a_encoders.ipynb #encoder-rows
 ENCODERS = {"ViLBERT": ("st_clean", "at")}  # name of an encoder -> its run of single tasks, and of all tasks

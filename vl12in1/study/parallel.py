@@ -246,7 +246,7 @@ def tables() -> dict[str, str]:
     return repro({"views": set(), **{hand: {"views"} for hand in hands}}, "--force", "--keep-going")
 
 # %% ../../nbs/71_parallel.ipynb #complete
-COMPLETE = ("thorough", "rerun")  # folders in reports/: a complete run with more seeds, and another with other seeds
+COMPLETE = ("thorough", "beyond", "rerun")  # folders in reports/: complete runs with more seeds
 
 def make_folders(reports) -> None:
     "Make the folders of complete runs below `reports`, where they are not there."

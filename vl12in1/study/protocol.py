@@ -16,7 +16,7 @@ import pandas as pd
 from .claims import CLAIMS
 from .notebooks import read_sections, root
 from .tables import markdown
-from .thorough import PROFILE, SHIFTS
+from .thorough import RUNS, shifted
 
 # %% ../../nbs/86_protocol.ipynb #claims-table
 def _condition(claim) -> str:
@@ -39,10 +39,10 @@ def lengths_table(training: dict) -> str:
     return markdown(pd.DataFrame(rows).T[list(names)].rename(columns=names).map("{:g}".format).rename_axis("kind of training"))
 
 def seeds_table(seeds: dict, runs: dict) -> str:
-    "Seeds of a profile, of its second run, and the runs of the grid that have them, as a Markdown table."
-    table = {name: {run: ", ".join(str(seed + shift) for seed in own) for run, shift in SHIFTS.items()} for name, own in seeds.items()}
-    for name, row in table.items(): row["runs"] = ", ".join(run for run, entry in runs.items() if entry["seeds"] == name)
-    return markdown(pd.DataFrame(table).T.rename_axis("seeds"))
+    "Seeds of complete runs (name -> lists of seeds by name), and the runs of the grid that have them, as a Markdown table."
+    table = pd.DataFrame(seeds).map(lambda own: ", ".join(map(str, own)) or "–").rename_axis("seeds")
+    table["runs"] = [", ".join(run for run, entry in runs.items() if entry["seeds"] == name) for name in table.index]
+    return markdown(table)
 
 # %% ../../nbs/86_protocol.ipynb #renew
 def renewed(text: str, parts: dict[str, str]) -> str:
@@ -56,11 +56,13 @@ def renewed(text: str, parts: dict[str, str]) -> str:
 # %% ../../nbs/86_protocol.ipynb #generated
 def generated() -> dict[str, str]:
     "The parts of `PROTOCOL.md` that follow from the code and the settings of the checkout, name -> Markdown."
-    grid, profile = read_sections(root() / "params.yaml"), read_sections(root() / f"profiles/{PROFILE}.yaml")
+    grid = read_sections(root() / "params.yaml")
+    profiles = {name: read_sections(root() / f"profiles/{name}.yaml") for name, _ in RUNS.values()}
+    seeds = {run: shifted(profiles[name]["seeds"], shift) for run, (name, shift) in RUNS.items()}
     named = {f"pretrain_{name}" if section == "pretraining" else name: entry for section, entries in grid.items()
              if isinstance(entries, dict) for name, entry in entries.items()}
     runs = {name: entry for name, entry in named.items() if "seeds" in entry}
-    return dict(claims=claims_table(), lengths=lengths_table(profile["training"]), seeds=seeds_table(profile["seeds"], runs))
+    return dict(claims=claims_table(), lengths=lengths_table(profiles["thorough"]["training"]), seeds=seeds_table(seeds, runs))
 
 # %% ../../nbs/86_protocol.ipynb #digest
 def version(text: str) -> int:

@@ -53,7 +53,7 @@ class Study(NamedTuple):
 
 # %% ../../nbs/85a_provenance.ipynb #read-study
 def read_study(name: str = "") -> Study:
-    "The study of this checkout, or one of its complete runs, `thorough` or `rerun`."
+    "The study of this checkout, or one of its complete runs: `thorough`, `beyond` or `rerun`."
     reports = root() / "reports" / name
     lock, work = (reports / "dvc.lock", root() / "build" / name) if name else (root() / "dvc.lock", root())
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C ten times as fast
