@@ -330,6 +330,14 @@ def test_importing_the_library_imports_nothing_else():
     assert done.stdout == "[True, []]\n"
 
 
+def test_opening_a_model_imports_no_compiler():
+    program = ("import sys; from vl12in1.model import TwelveInOne\n"
+               f"TwelveInOne.from_pretrained({str(FOLDER)!r}); print('torch._dynamo' in sys.modules)")
+    task_model().save_pretrained(FOLDER)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 @pytest.mark.parametrize("place", ["training.evaluation.normalise_answer", "training.evaluation.vqa_accuracy",
                                    "training.schedules.StopAndGo", "model.checkpoints.read_published"])
 def test_names_that_others_rely_on_stay_where_they_are(place):

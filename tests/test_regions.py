@@ -20,6 +20,7 @@ from vl12in1.regions.detector import (STRIDE, Detector, DetectorConfig, load_det
                                       pool_regions, read_picture, save_detector)
 from vl12in1.regions.detector_training import name_scores, recall, train_detector
 from vl12in1.regions.extraction import extract, extract_given, given_boxes
+from vl12in1.regions.store import manifest_digest
 
 
 def some_regions(rng, count, dim=8, classes=3, width=96, height=128):
@@ -540,6 +541,7 @@ def edited(*way, value):
         manifest = target = json.loads((store / "manifest.json").read_text())
         for step in way[:-1]: target = target[step]
         target[way[-1]] = value
+        manifest["sha256"] = manifest_digest(manifest)  # by somebody who knows the format
         (store / "manifest.json").write_text(json.dumps(manifest))
     return edit
 
@@ -581,6 +583,16 @@ BROKEN |= {
     "fewer rows": rows_of(lambda index: index[:3]), "no column": rows_of(lambda index: index.drop(columns="first")),
     "another index": lambda store: (store / "index.parquet").write_bytes(b"x" * (store / "index.parquet").stat().st_size),
     "another store's manifest": lambda store: (store / "manifest.json").write_bytes((store.parent / "other/manifest.json").read_bytes())}
+
+
+@pytest.mark.parametrize("old, new", [('"test"', '"tEst"'), ('"regions": 12', '"regions": 13'), ('"sha256": "', '"sha256": "0'), ('"sha256"', '"sha25x"'),
+                                      ('"dtypes"', '"d"'), ('"settings": {}', '"settings": {"a": 1}')])
+def test_a_manifest_that_does_not_say_what_was_written(tmp_path, old, new):
+    store = two_stores(tmp_path)
+    text = (store / "manifest.json").read_text()
+    before, _, after = text.rpartition(old)
+    (store / "manifest.json").write_text(before + new + after)
+    with pytest.raises(StoreError, match="manifest.json: damaged"): RegionStore.open(store)
 
 
 @pytest.mark.parametrize("damage", BROKEN)

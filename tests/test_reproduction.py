@@ -85,7 +85,31 @@ def lose_seed(path):
     path.write_text(json.dumps(content))
 
 
+def edited(**entries):
+    "The report of a run, with entries of another kind."
+    def edit(folder):
+        path = folder / "runs/at.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    return edit
+
+
+def scored(value):
+    "A score of another kind."
+    def edit(folder):
+        path = folder / "scores/at.json"
+        content = json.loads(path.read_text())
+        content["all"]["seed0"]["vqa"] = value
+        path.write_text(json.dumps(content))
+    return edit
+
+
 @pytest.mark.parametrize("break_it, message", [
+    *((edited(**{entry: value}), "theirs/runs/at.json: not as the study writes it")
+      for entry in ("run", "init", "data_name", "profile", "losses", "gradients") for value in (7, None, ["vqa"], {"a": 1})),
+    (edited(init="at"), "theirs/runs/at.json: not as the study writes it"),
+    (edited(trained=[dict(model="all", seed=0, tasks=["vqa"])]), "theirs/runs/at.json: not as the study writes it"),
+    (edited(data_name="\ud800"), "theirs/runs/at.json: cannot be read .half a character"),
+    *((scored(value), "theirs/scores/at.json: not as the study writes it") for value in (10 ** 400, float("inf"), float("nan"), "1", None)),
     (lambda folder: lose_seed(folder / "scores/at.json"), "theirs/scores/at.json: not as the study writes it"),
     (lambda folder: lose_seed(folder / "metrics/at.json"), "theirs/metrics/at.json: not as the study writes it"),
     (lambda folder: (folder / "index.csv").unlink(), "no index.csv; give a folder of reports"),

@@ -97,7 +97,13 @@ def test_every_value_of_another_type_is_found(tmp_path_factory, data):
                                         rows[row] | {"more": 1}, list(rows[row].values()), other]))
     file = tmp_path_factory.mktemp("types") / "file"
     problem = refused(task, frame, file, form.dumps([*rows[:row], broken, *rows[row + 1:]]))
-    assert problem.ids == [f"record {row}"]
+    assert problem.ids == [f"record {row}"] or "half a character" in str(problem)
+
+
+def test_half_a_character_is_no_answer(tmp_path):
+    form, frame, rows = records("vqa", tmp_path)
+    problem = refused("vqa", frame, tmp_path / "file", form.dumps([rows[0] | {"answer": "\ud800"}, *rows[1:]]))
+    assert str(problem) == f"{tmp_path / 'file'}: not in the format: half a character, '\\ud800', in a text"
 
 
 BAD = {

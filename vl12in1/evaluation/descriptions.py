@@ -14,7 +14,7 @@ from math import exp, log
 
 import numpy as np
 
-from .metrics import METRICS
+from .metrics import METRICS, check_predictions
 
 # %% ../../nbs/60b_descriptions.ipynb #words-of
 _ending = re.compile(r"(?<=\w)(n't|'(?:s|re|ve|ll|d|m))\b")
@@ -98,7 +98,7 @@ def description_scores(frame, predictions) -> np.ndarray:
 
 def description_metrics(frame, predictions) -> dict[str, float]:
     "Measures of predicted texts, 0 to 1: a tenth of CIDEr-D, BLEU-4, ROUGE-L. ValueError for no pictures, or not a text for each."
-    if not len(frame) or len(frame) != len(predictions): raise ValueError(f"{len(predictions)} predictions for {len(frame)} examples")
+    check_predictions(frame, predictions)
     said, captions = list(map(words_of, predictions)), [list(map(words_of, own)) for own in frame.captions]
     return {"CIDEr-D / 10": float(description_scores(frame, predictions).mean()), "BLEU-4": bleu(said, captions),
             "ROUGE-L": float(np.mean([rouge_l(*pair) for pair in zip(said, captions)])), "examples": len(frame)}

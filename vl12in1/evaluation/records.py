@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..files import written
+from ..files import plain_json, written
 
 # %% ../../nbs/63_records.ipynb #write-json
 def write_json(path: Path, content) -> None:
@@ -29,8 +29,8 @@ AGAIN = "take it back from git, or run the stage that writes it again"
 
 def read_report(path: Path) -> dict:
     "What `write_json` wrote; ValueError that names the file if it holds no JSON object."
-    try: content = json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError) as error: raise ValueError(f"{path}: cannot be read ({error}); {AGAIN}") from None
+    try: content = plain_json(Path(path).read_bytes())
+    except ValueError as error: raise ValueError(f"{path}: cannot be read ({error}); {AGAIN}") from None
     if not isinstance(content, dict): raise ValueError(f"{path}: no report; {AGAIN}")
     return content
 

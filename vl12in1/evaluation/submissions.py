@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..boxes import to_fractions, xywh_to_xyxy
-from ..files import write_text
+from ..files import plain_json, write_text
 from ..model import HEADS
 from ..tasks import ASKABLE
 
@@ -51,7 +51,7 @@ class Format:
     prediction: Callable
     suffix: str = ".json"
     dumps: Callable = as_json
-    loads: Callable = json.loads
+    loads: Callable = plain_json
 
     def record(self, example, prediction) -> dict:
         "The record of one example (a dictionary of its columns) and its prediction."
@@ -131,7 +131,7 @@ def as_predictions(records) -> str:
 
 def from_predictions(text) -> list:
     "The list that such a file holds."
-    content = json.loads(text)
+    content = plain_json(text)
     if not isinstance(content, dict) or list(content) != ["predictions"]: raise ValueError("no object with `predictions`")
     return content["predictions"]
 
@@ -174,7 +174,7 @@ FORMATS: dict[str, Format] = {
 def records_from(form, text, file) -> list[dict]:
     "The records of a file's `text`, all of which have the fields of the format; SubmissionError."
     try: records = form.loads(text)
-    except (ValueError, RecursionError) as error: raise SubmissionError(file, f"not in the format: {error}") from None
+    except ValueError as error: raise SubmissionError(file, f"not in the format: {error}") from None
     if not isinstance(records, list): raise SubmissionError(file, "not a list of records")
     wrong = [f"record {place}" for place, record in enumerate(records) if not isinstance(record, dict)
              or {name: type(value) for name, value in record.items()} != form.fields]

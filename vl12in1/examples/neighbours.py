@@ -6,7 +6,6 @@
 __all__ = ['nearest', 'write_neighbours', 'Neighbours']
 
 # %% ../../nbs/50b_neighbours.ipynb #5dfeddbc
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from ..files import write_array, write_text
 from ..regions import RegionStore, StoreError
+from ..regions.store import manifest_digest
 from ..weights import read_json
 
 # %% ../../nbs/50b_neighbours.ipynb #smallest
@@ -61,10 +61,6 @@ def how_many(pictures: int) -> int:
     "How many neighbours are taken of so many pictures: as published, or a tenth of a small collection."
     return min(PUBLISHED, max(1, pictures // 10), pictures - 1)
 
-def digest(store) -> str:
-    "Of all that a region store holds, by its manifest."
-    return hashlib.sha256(json.dumps(store.manifest, sort_keys=True).encode()).hexdigest()
-
 # %% ../../nbs/50b_neighbours.ipynb #mean-features
 def mean_features(regions, keys) -> np.ndarray:
     "Mean feature of what was detected in each picture, (n, D) float32; StoreError for one that is no number."
@@ -87,7 +83,7 @@ def write_neighbours(store: RegionStore, collections, folder, device="cpu") -> N
         write_array(folder / f"{collection}.npy", nearest(mean_features(store, keys), how_many(len(keys)), device=device))
         write_text(folder / f"{collection}.txt", "\n".join(keys))
         written.append(collection)
-    write_text(folder / "manifest.json", json.dumps(dict(regions=digest(store), collections=written)) + "\n")
+    write_text(folder / "manifest.json", json.dumps(dict(regions=manifest_digest(store.manifest), collections=written)) + "\n")
 
 # %% ../../nbs/50b_neighbours.ipynb #read-places
 def read_places(folder, collection) -> tuple[list[str], np.ndarray]:
@@ -122,7 +118,7 @@ class Neighbours(Mapping):
         names = manifest.get("collections")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise StoreError(f"{folder}/manifest.json: names no collections; run dvc repro neighbours")
-        if manifest.get("regions") != digest(store):
+        if manifest.get("regions") != manifest_digest(store.manifest):
             raise StoreError(f"{folder}: neighbours among other regions than those of {store.folder}; run dvc repro neighbours")
         collections = {name: read_places(folder, name) for name in names}
         return cls({name: keys for name, (keys, _) in collections.items()}, {name: places for name, (_, places) in collections.items()})

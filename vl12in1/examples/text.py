@@ -20,7 +20,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from ..answers import normalise_answer, soft_scores
-from ..files import write_text
+from ..files import plain_json, write_text
 from ..model.interface import method_of
 from ..tasks import ASKABLE, vocabularies_of
 from ..weights import CheckpointError, read_text
@@ -162,8 +162,8 @@ def build_answers(*frames, minimum=9, form=normalise_answer) -> list[str]:
 # %% ../../nbs/50_text.ipynb #read-answers
 def read_answers(path) -> list[str]:
     "A published list of answers, from JSON: a list, or an object answer -> position; ValueError if it is neither."
-    try: content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    try: content = plain_json(Path(path).read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if isinstance(content, dict):
         if {*map(type, content.values())} - {int} or sorted(content.values()) != list(range(len(content))):

@@ -28,7 +28,7 @@ from .saving import check_depth
 from .vilbert import published_task_tokens
 from .volta import (VOLTA_DROPPED, VOLTA_HEADS, is_volta, to_volta_config, volta_config, volta_heads, volta_modules,
                                  volta_tensors)
-from ..weights import CheckpointError, account_for, check_account, open_tensors, read_json, write_tensors
+from ..weights import CheckpointError, account_for, check_account, open_tensors, read_json, unfilled, write_tensors
 
 # %% ../../nbs/47_checkpoints.ipynb #kind-of
 ANSWERS = {"vqa": ("vil_prediction.logit_fc.3.weight", 3129), "gqa": ("vil_prediction_gqa.logit_fc.3.weight", 1533)}
@@ -177,7 +177,7 @@ def without_contents(into, config, shapes, fresh=(), vocabularies=None):
     encoder = encoder_config(config, shapes, fresh)
     more = pretraining_arguments(config, shapes) if into is Pretraining else task_arguments(shapes, fresh, vocabularies)
     try:
-        with torch.device("meta"): model = into(encoder, **more)
+        with unfilled(): model = into(encoder, **more)
     except RuntimeError as error: raise CheckpointError(f"configuration: no such model can be built ({error})") from None
     numbers, held = (sum(map(prod, each)) for each in ([tensor.shape for tensor in model.parameters()], shapes.values()))
     if numbers > 10 * held + 2 ** 26:  # of which a part may start afresh

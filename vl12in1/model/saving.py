@@ -13,11 +13,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 from ..files import write_text
 from .interface import EncoderConfig
-from ..weights import CheckpointError, Tensors, open_tensors, read_json, read_text, write_tensors
+from ..weights import CheckpointError, Tensors, open_tensors, read_json, read_text, unfilled, write_tensors
 
 # %% ../../nbs/43_saving.ipynb #84c135b5
 with warnings.catch_warnings():
@@ -227,7 +225,7 @@ class SavedModel(ModelHubMixin, library_name="vl12in1", tags=["vision-language",
     def _from_pretrained(cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, **settings):
         folder = Path(model_id)
         if "config" in settings: settings["config"] = EncoderConfig.from_dict(settings["config"])
-        with torch.device("meta"): model = cls(**settings)
+        with unfilled(): model = cls(**settings)
         model.assets = read_assets(folder)
         check_lengths(model.assets, model.settings(), folder.joinpath)
         check_digests(model.assets, folder)

@@ -19,7 +19,7 @@ from .detector import as_picture, weights_digest
 from .proposals import ProposalNetwork, inclusive_iou, level_anchors
 from .pyramid import Body, FasterRCNNConfig, Pyramid, pad, read_config, scale_of, transform
 from .store import Regions
-from ..weights import CheckpointError, account_for, check_account, open_tensors, read_json
+from ..weights import CheckpointError, account_for, check_account, open_tensors, read_json, unfilled
 
 # %% ../../nbs/36c_faster_rcnn.ipynb #36cside
 def side_cells(low: torch.Tensor, high: torch.Tensor, length: int, bins: int, samples: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -192,15 +192,15 @@ def check_anchors(config: FasterRCNNConfig, tensors, keys):
                                   "ANCHOR_STRIDE); is it this file's?")
 
 # %% ../../nbs/36c_faster_rcnn.ipynb #36cmeta
-def without_contents(config: FasterRCNNConfig, min_size, max_size, class_names) -> FasterRCNN:
-    "A detector on the device `meta`; CheckpointError if there is none with such a configuration."
+def without_contents(config: FasterRCNNConfig, min_size, max_size, class_names, source) -> FasterRCNN:
+    "A detector on the device `meta`; CheckpointError if there is none with such a configuration, from `source`."
     if not 1 <= min_size <= max_size: raise ValueError(f"min_size {min_size}, max_size {max_size}: expected 1 <= min_size <= max_size")
     if len(class_names) not in (0, config.classes):
         raise CheckpointError(f"{len(class_names)} class names with the background; the configuration has {config.classes} classes")
     try:
-        with torch.device("meta"): return FasterRCNN(config, min_size, max_size, class_names)
+        with unfilled(): return FasterRCNN(config, min_size, max_size, class_names)
     except Exception as error:  # a damaged configuration can fail in any way
-        raise CheckpointError(f"no detector can be built with this configuration ({error})") from None
+        raise CheckpointError(f"{source}: no detector can be built with this configuration ({error})") from None
 
 # %% ../../nbs/36c_faster_rcnn.ipynb #36cread2
 def read_detector(
@@ -212,8 +212,9 @@ def read_detector(
 ):
     """A published detector -> (`FasterRCNN` in evaluation mode, report as from `account_for`). CheckpointError if the two files do not
     fit each other or are something else; nothing in them is executed."""
+    source = "configuration" if isinstance(config, dict) else config
     config = read_config(config)
-    detector = without_contents(config, min_size, max_size, class_names)
+    detector = without_contents(config, min_size, max_size, class_names, source)
     tensors = open_tensors(weights, entry="model")
     keys = {key.removeprefix("module."): key for key in reversed(list(tensors.shapes))}  # of two spellings the first
     wanted = {name: (name, tuple(tensor.shape)) for name, tensor in detector.state_dict().items()}

@@ -6,6 +6,7 @@
 __all__ = ['Regions', 'StoreError', 'RegionStore']
 
 # %% ../../nbs/30_store.ipynb #a44c18f1
+import hashlib
 import json
 import mmap
 import re
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from ..files import regular
+from ..files import plain_json, regular
 
 # %% ../../nbs/30_store.ipynb #regions
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,7 @@ class StoreError(ValueError):
 SCHEMA = 1  # of the manifest; another number is refused
 FIELDS = {"features": "<f2", "boxes": "<f4", "class_probs": "<f2"}
 COLUMNS = ["shard", "first", "rows", "width", "height"]
+ENTRIES = ["schema", "extractor", "feature_dim", "class_names", "dtypes", "images", "regions", "index", "shards", "sha256"]
 
 # %% ../../nbs/30_store.ipynb #8470509b
 def check_sizes(folder: Path, entries):
@@ -76,8 +78,14 @@ def _is_shard(shard, widths: dict) -> bool:
     return set(fields) == set(widths) and all(
         _is_entry(fields[field], rf"{field}-\d{{5,9}}\.bin", shard["rows"] * width) for field, width in widths.items())
 
+def manifest_digest(manifest: dict) -> str:
+    "SHA-256 of all that a manifest says, beside its own digest."
+    said = {name: part for name, part in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
 def manifest_problem(manifest) -> str:
     "What is wrong in the content of a manifest; empty if nothing is."
+    if unknown := [name for name in manifest if name not in ENTRIES]: return f"an entry {unknown[0][:40]!r} that no store has"
     extractor, names, dim = (manifest.get(name) for name in ("extractor", "class_names", "feature_dim"))
     if not isinstance(extractor, dict) or type(extractor.get("name")) is not str or not isinstance(extractor.get("settings"), dict):
         return "its extractor has no name and settings"
@@ -89,6 +97,7 @@ def manifest_problem(manifest) -> str:
     shards = manifest.get("shards")
     if not isinstance(shards, list) or not all(_is_shard(shard, widths) for shard in shards):
         return "its shards are not files of features, boxes (and class_probs) with as many bytes as their rows take"
+    if manifest.get("sha256") not in (None, manifest_digest(manifest)): return "it does not say what was written"
     return ""
 
 # %% ../../nbs/30_store.ipynb #listed
@@ -98,8 +107,8 @@ def load_manifest(folder: Path) -> dict:
     if not path.exists(): raise StoreError(f"{folder}: no manifest.json, so this is no complete region store; run the extraction again")
     try:
         regular(path)
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        manifest = plain_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise StoreError(f"{path}: damaged ({error}); copy it again, or run the extraction again") from None
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         found = repr(manifest.get("schema")) if isinstance(manifest, dict) else "missing"

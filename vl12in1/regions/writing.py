@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..files import written
-from .store import COLUMNS, FIELDS, SCHEMA, Regions, StoreError, _read_index, check_sizes, listed_files, read_manifest
+from ..files import write_text
+from .store import (
+    COLUMNS, FIELDS, SCHEMA, Regions, StoreError, _read_index, check_sizes, listed_files, manifest_digest, read_manifest)
 
 # %% ../../nbs/30a_writing.ipynb #half
 def _half(array) -> np.ndarray:
@@ -121,8 +122,9 @@ class _Shard:
 
 # %% ../../nbs/30a_writing.ipynb #write-manifest
 def _write_manifest(folder: Path, manifest: dict):
-    "Write `manifest.json` in one step, after everything that it describes."
-    with written(folder / "manifest.json") as part: part.write_text(json.dumps(manifest, indent=1) + "\n")
+    "Write `manifest.json` in one step, after everything that it describes, with its own digest."
+    text = json.dumps(manifest | {"sha256": manifest_digest(manifest)}, indent=1)
+    write_text(folder / "manifest.json", text + "\n")
 
 def _described(path: Path) -> dict:
     "Name, size and digest of a file, as the manifest lists them."

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'GROUPS_SHOWN', 'MODELS', 'DRAWS', 'read_cosines', 'conflict_table', 'gains', 'agreement', 'pairs_of',
            'compared', 'ranks', 'rank_correlation', 'share_of_orders', 'helped', 'places', 'drawn', 'foreseen',
-           'ruling', 'affinity_table', 'affinity_verdict', 'readable_affinity', 'affinity_finding', 'affinity_figure']
+           'ruling', 'affinity_table', 'affinity_verdict', 'readable_affinity', 'affinity_finding', 'apart',
+           'affinity_figure']
 
 # %% ../../nbs/77b_affinity.ipynb #77a00003
 from itertools import combinations, permutations
@@ -175,17 +176,27 @@ def _over_time(ax, lines: pd.DataFrame):
     ax.axhline(0, color="0.6", lw=.8)
     ax.set(xlabel="iteration", ylabel="mean cosine of all pairs")
 
+def apart(heights, least: float = .08) -> np.ndarray:
+    "The heights, moved up where two are less than `least` of their range apart, so that a name at each can be read."
+    moved, step = np.array(heights, dtype=float), least * np.ptp(heights)
+    order = np.argsort(moved)
+    for below, above in zip(order, order[1:]): moved[above] = max(moved[above], moved[below] + step)
+    return moved
+
 def _of_pairs(ax, lines: pd.DataFrame, found: dict):
     "A point per pair: cosine over all layers, and gain in percent."
     known, agreed, gained = compared(lines, found, "all")
     ax.set(xlabel="mean cosine in the joint run", ylabel="gain of the pair, %")
     if not known: return
-    for groups, cosine, gain in zip(known, *drawn(agreed, gained)):
-        ax.plot(cosine, 100 * gain, "o", color=COLOURS[0])
-        right = cosine <= np.median(agreed)  # names stand on the side where there is room
-        ax.annotate("+".join(groups), (cosine, 100 * gain), textcoords="offset points", xytext=(5 if right else -5, 4), fontsize=9,
-                    ha="left" if right else "right")
+    cosines, gains_of_pairs = drawn(agreed, gained)
+    percent = 100 * np.array(gains_of_pairs)
+    for groups, cosine, gain, height in zip(known, cosines, percent, apart(percent)):
+        ax.plot(cosine, gain, "o", color=COLOURS[0])
+        right = cosine <= np.median(cosines)  # names stand on the side where there is room
+        ax.annotate("+".join(groups), (cosine, gain), textcoords=("offset points", "data"), xytext=(8 if right else -8, height), fontsize=9,
+                    ha="left" if right else "right", va="center")
     ax.margins(.2)
+    ax.locator_params(axis="x", nbins=4)
     ax.axhline(0, color="0.6", lw=.8)
 
 def affinity_figure(results: Results, table: pd.DataFrame) -> Figure:

@@ -28,6 +28,7 @@ from ..regions import RegionStore, StoreError, find_features
 from ..tasks import TASKS
 from ..training.runs import read_grid
 from ..training.trainer import TrainingConfig
+from ..weights import unfilled
 from ..examples.text import AnswerVocabulary, Tokenizer, published_answers
 
 # %% ../../nbs/80_doctor.ipynb #source
@@ -115,7 +116,7 @@ def training_bytes(
 ) -> tuple[int, float]:
     """Parameters of the model of all tasks, and about how many bytes training it takes: 16 per parameter (float32 weight,
     gradient, AdamW's two moments) and the activations of the largest batch."""
-    with torch.device("meta"): parameters = sum(p.numel() for p in TwelveInOne(model, answers).parameters())
+    with unfilled(): parameters = sum(p.numel() for p in TwelveInOne(model, answers).parameters())
     batches = [task.batch_size * HEADS[task.head].rows * model.activations(task.text_length, regions) for task in TASKS.values()]
     return parameters, 16 * parameters + 4 * 16 * max(batches) * batch_fraction
 
