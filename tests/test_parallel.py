@@ -183,6 +183,16 @@ def runs(pid):
     except OSError: return False
 
 
+@pytest.mark.parametrize("dvc_waits", [True, False])
+def test_a_stage_whose_dvc_ended_before_it_looked_ends_too(tmp_path, dvc_waits):
+    stage = "import time; time.sleep(1); from vl12in1.children import end_with_study; end_with_study(); open('lives', 'w')"
+    dvc = (f"import os, subprocess, sys; stage = subprocess.Popen([sys.executable, '-c', {stage!r}], env=os.environ | dict(DVC_STAGE='train'))"
+           + "; stage.wait()" * dvc_waits)
+    started = subprocess.Popen([sys.executable, "-c", dvc], cwd=tmp_path, stdout=subprocess.PIPE, start_new_session=True)
+    started.communicate(timeout=60)  # the stage has the pipe, too
+    assert (tmp_path / "lives").exists() == dvc_waits
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread looks, every half second")
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 1), (signal.SIGKILL, -signal.SIGKILL)])
 def test_what_a_study_has_started_ends_with_it(tmp_path, monkeypatch, number, status):

@@ -268,7 +268,7 @@ def own_kernel():
     "A class of kernel managers whose kernels are this very interpreter, whatever kernels Jupyter has been told of."
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
-    launch = ("from vl12in1.children import end_with_parent; end_with_parent(); "
+    launch = (f"from vl12in1.children import end_with_parent; end_with_parent({os.getpid()}); "
               "from runpy import run_module; run_module('ipykernel_launcher', run_name='__main__')")
     spec = KernelSpec(argv=[sys.executable, "-c", launch, "-f", "{connection_file}"], display_name="Python 3", language="python")
     return type("OwnKernel", (AsyncKernelManager,), {"kernel_spec": spec})

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
 from queue import SimpleQueue
@@ -168,7 +169,7 @@ def call(command: list[str], environment: Mapping[str, str]) -> tuple[int, str, 
     """Run a command in the study's folder: exit status, what it wrote to stderr, and what it used: seconds of processor time
     (`cpu`) and the peak of its largest process (`memory`, MiB)."""
     with subprocess.Popen(command, cwd=root(), env=os.environ | environment, text=True, stdout=subprocess.DEVNULL, errors="replace",
-                          stderr=subprocess.PIPE, start_new_session=True, preexec_fn=end_with_parent) as process:
+                          stderr=subprocess.PIPE, start_new_session=True, preexec_fn=partial(end_with_parent, os.getpid())) as process:
         CALLED.add(process.pid)
         said = process.stderr.read()
         _, status, usage = os.wait4(process.pid, 0)

@@ -7,10 +7,12 @@ __all__ = ['RUNS', 'git', 'clone', 'share_cache', 'shifted', 'choose', 'keep', '
 
 # %% ../../nbs/71a_thorough.ipynb #71a00003
 import argparse
+import os
 import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -76,7 +78,8 @@ def complete_run(checkout: Path, name: str) -> None:
     choose(folder, name)
     share_times(checkout, folder)
     for program in ("parallel", "timeline"):
-        subprocess.run([sys.executable, "-m", f"vl12in1.study.{program}"], cwd=folder, check=True, preexec_fn=end_with_parent)
+        subprocess.run([sys.executable, "-m", f"vl12in1.study.{program}"], cwd=folder, check=True,
+                       preexec_fn=partial(end_with_parent, os.getpid()))
     share_times(folder, checkout)
     keep(folder, checkout / "reports" / name)
     make_folders(checkout / "reports")
