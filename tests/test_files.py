@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import vl12in1
-from vl12in1.files import StandIn, open_picture, plain_pickle, regular, write_array, written
+from vl12in1.files import StandIn, open_picture, plain_pickle, regular, room_beside, write_array, written
+from vl12in1.weights import write_tensors
 
 RECORDS = [{"id": 1, "tokens": ["left", "Tasse", "caf\xe9", "\u732b"], "box": [1.5, -2, 2 ** 40, True, None], "raw": "x" * 300, "more": {}}]
 
@@ -60,6 +63,28 @@ def test_what_a_killed_process_left_is_removed_at_the_next_write(tmp_path, name)
     for other in others: (tmp_path / other).touch()
     with written(tmp_path / name) as part: part.write_text("text")
     assert {path.name for path in tmp_path.iterdir()} == {name, *others}
+
+
+def test_what_a_killed_process_left_in_its_room_is_removed_at_the_next_write(tmp_path):
+    path = tmp_path / "model.safetensors"
+    code = (f"from vl12in1.files import room_beside\nimport os\nwith room_beside({str(path)!r}) as room:\n"
+            "    (room / '.tmp4x').write_text('half')\n    os.kill(os.getpid(), 9)")
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert [entry.is_dir() for entry in tmp_path.iterdir()] == [True]
+    write_tensors({"weight": torch.ones(2)}, path)
+    assert list(tmp_path.iterdir()) == [path] and load_file(path)["weight"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
+def test_a_room_is_gone_after_an_exception(tmp_path, error):
+    with pytest.raises(type(error)), room_beside(tmp_path / "file") as room:
+        (room / "draft").touch()
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_room_where_there_can_be_none_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="nowhere/file'"), room_beside(tmp_path / "nowhere/file"): pass
 
 
 @pytest.mark.parametrize("array", [np.arange(6, dtype=np.int32).reshape(2, 3).T, np.zeros((0, 3)), np.array([], int), np.float32(2)])

@@ -41,12 +41,22 @@ def ending(
     program: str,  # whose name the line begins with
 ):
     "Around a program: errors in its input or its surroundings end it with one line and an exit status, and with no traceback."
+    def stopped():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever presses it twice is not told more
+        print(f"{program}: stopped; what was written so far is kept", file=sys.stderr, flush=True)
+
+    def uncaught(kind, error, trace):
+        "What Python calls last. It may notice Ctrl-C when the block has just ended, and nobody can catch that any more."
+        if not issubclass(kind, KeyboardInterrupt): return sys.__excepthook__(kind, error, trace)
+        stopped()
+        os._exit(130)
+
+    before, sys.excepthook = sys.excepthook, uncaught
     try:
         try: yield
         finally: flush()
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever presses it twice is not told more
-        print(f"{program}: stopped; what was written so far is kept", file=sys.stderr)
+        stopped()
         sys.exit(130)
     except BrokenPipeError:
         silence()
@@ -57,6 +67,7 @@ def ending(
     except RuntimeError as error:  # PyTorch has no other for this
         if "allocate" not in str(error) and "out of memory" not in str(error): raise
         sys.exit(f"{program}: not enough memory; {one_line(error)}")
+    finally: sys.excepthook = before
 
 # %% ../nbs/06_endings.ipynb #06end016
 @contextmanager

@@ -22,7 +22,7 @@ from torch import serialization
 from torch._weights_only_unpickler import _get_allowed_globals
 from torch.overrides import TorchFunctionMode
 
-from .files import StandIn, plain_json, plain_pickle, regular, written
+from .files import StandIn, plain_json, plain_pickle, regular, room_beside, written
 
 # %% ../nbs/04_weights.ipynb #checkpointerror
 class CheckpointError(ValueError):
@@ -178,7 +178,10 @@ def write_tensors(state, path: Path):
     "Writes what `open_tensors` reads: `.safetensors`, where no two names may share memory, else as PyTorch saves a state dict."
     with written(path) as part:
         try:
-            if path.suffix == ".safetensors": save_file({name: tensor.contiguous() for name, tensor in state.items()}, part)
+            if path.suffix == ".safetensors":
+                with room_beside(path) as room:
+                    save_file({name: tensor.contiguous() for name, tensor in state.items()}, room / "tensors")
+                    (room / "tensors").replace(part)
             else:
                 with open(part, "wb") as file: torch.save(state, file)  # of a path, it would write the name, too
         except (RuntimeError, SafetensorError) as error:

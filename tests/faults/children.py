@@ -4,7 +4,6 @@ import resource
 import signal
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +47,7 @@ def status_of(call) -> int:
         print(end.code, file=sys.stderr)
         return 1
     except BaseException:
-        traceback.print_exc()
+        sys.excepthook(*sys.exc_info())
         return DEFECT
     return 0
 
