@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from vl12in1.study.parallel import (STAGES_FILE, alone, chains, clear_list, in_order, placeholders, repro, rooms, stale, stale_stages,
-                                    waiting)
+from vl12in1.study.parallel import (STAGES_FILE, alone, call, chains, clear_list, end_called, in_order, placeholders, repro, rooms, stale,
+                                    stale_stages, waiting)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -207,6 +207,15 @@ def test_what_a_study_has_started_ends_with_it(tmp_path, monkeypatch, number, st
     assert process.returncode == status and len(said.splitlines()) == (number != signal.SIGKILL)
     assert until(lambda: not runs(started))
     with alone(): pass  # its lock is gone
+
+
+def test_a_command_that_begins_while_the_others_are_ended_ends_too(tmp_path, monkeypatch):
+    (tmp_path / "dvc.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vl12in1.study.parallel.ENDED", threading.Event())
+    start = time.monotonic()
+    end_called()
+    assert call(["sleep", "60"], {})[0] == -signal.SIGKILL and time.monotonic() - start < 10
 
 
 def test_a_second_study_is_told_of_the_first(tmp_path, monkeypatch):

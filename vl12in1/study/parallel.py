@@ -171,6 +171,7 @@ def call(command: list[str], environment: Mapping[str, str]) -> tuple[int, str, 
     with subprocess.Popen(command, cwd=root(), env=os.environ | environment, text=True, stdout=subprocess.DEVNULL, errors="replace",
                           stderr=subprocess.PIPE, start_new_session=True, preexec_fn=partial(end_with_parent, os.getpid())) as process:
         CALLED.add(process.pid)
+        if ENDED.is_set(): end_called()  # it began while the others were ended
         said = process.stderr.read()
         _, status, usage = os.wait4(process.pid, 0)
         CALLED.discard(process.pid)
