@@ -186,7 +186,8 @@ def runs(pid):
 @pytest.mark.parametrize("dvc_waits", [True, False])
 def test_a_stage_whose_dvc_ended_before_it_looked_ends_too(tmp_path, dvc_waits):
     stage = "import time; time.sleep(1); from vl12in1.children import end_with_study; end_with_study(); open('lives', 'w')"
-    dvc = (f"import os, subprocess, sys; stage = subprocess.Popen([sys.executable, '-c', {stage!r}], env=os.environ | dict(DVC_STAGE='train'))"
+    environment = "os.environ | dict(DVC_STAGE='train')"
+    dvc = (f"import os, subprocess, sys; stage = subprocess.Popen([sys.executable, '-c', {stage!r}], env={environment})"
            + "; stage.wait()" * dvc_waits)
     started = subprocess.Popen([sys.executable, "-c", dvc], cwd=tmp_path, stdout=subprocess.PIPE, start_new_session=True)
     started.communicate(timeout=60)  # the stage has the pipe, too
