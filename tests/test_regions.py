@@ -586,8 +586,8 @@ BROKEN |= {
 
 
 @pytest.mark.parametrize("old, new", [
-    ('"test"', '"tEst"'), ('"regions": 12', '"regions": 13'), ('"sha256": "', '"sha256": "0'), ('"sha256"', '"sha25x"'), ('"dtypes"', '"d"'),
-    ('"settings": {}', '"settings": {"a": 1}')])
+    ('"test"', '"tEst"'), ('"regions": 12', '"regions": 13'), ('"sha256": "', '"sha256": "0'), ('"sha256"', '"sha25x"'),
+    ('"dtypes"', '"d"'), ('"settings": {}', '"settings": {"a": 1}')])
 def test_a_manifest_that_does_not_say_what_was_written(tmp_path, old, new):
     store = two_stores(tmp_path)
     text = (store / "manifest.json").read_text()
