@@ -86,6 +86,12 @@ def test_records_left_out_given_twice_or_of_another_split_are_found(task, tmp_pa
     assert f"the split does not have (1, {stranger!r} first)" in str(refused(task, frame, file, file.read_text()))
 
 
+def is_whole(value):
+    "Whether no text in a value has half a character."
+    try: return bool(json.dumps(value, ensure_ascii=False).encode())
+    except UnicodeEncodeError: return False
+
+
 @given(st.data())
 @tries(80)
 def test_every_value_of_another_type_is_found(tmp_path_factory, data):
@@ -97,7 +103,7 @@ def test_every_value_of_another_type_is_found(tmp_path_factory, data):
                                         rows[row] | {"more": 1}, list(rows[row].values()), other]))
     file = tmp_path_factory.mktemp("types") / "file"
     problem = refused(task, frame, file, form.dumps([*rows[:row], broken, *rows[row + 1:]]))
-    assert problem.ids == [f"record {row}"] or "half a character" in str(problem)
+    assert problem.ids == ([f"record {row}"] if is_whole(broken) else []) and is_whole(broken) == ("half a character" not in str(problem))
 
 
 def test_half_a_character_is_no_answer(tmp_path):

@@ -84,10 +84,10 @@ def disturb(folder, count, dice) -> tuple[int, list[str]]:
         except subprocess.TimeoutExpired:
             odd.append(f"kill {number}: still there 20 s after {sent.name}")
             os.killpg(process.pid, signal.SIGKILL)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 10
         while (alive := left_behind(folder)) and time.monotonic() < deadline: time.sleep(.1)
         if alive:
-            odd.append(f"kill {number}, {sent.name}: processes left behind 30 s later: {len(alive)}")
+            odd.append(f"kill {number}, {sent.name}: processes left behind 10 s later: {len(alive)}")
             for pid in alive:
                 try: os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError: pass
