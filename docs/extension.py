@@ -37,6 +37,11 @@ def markdown_docstring(_app, what, _name, obj, _options, lines):
     lines[:] = restructured(text).splitlines() + [""]
 
 
+def skip_class_methods(_app, what, _name, obj, skip, _options):
+    "A chapter that gives an earlier class a class method keeps its name, by which nothing can be called: the class has it."
+    return True if what == "module" and isinstance(obj, classmethod) else skip
+
+
 def short_navigation(_app, _page, _template, context, _doctree):
     "The list at the side opens where the reader is. Open everywhere, on each of hundreds of pages, it takes most of the build's time."
     whole = context["toctree"]
@@ -46,5 +51,6 @@ def short_navigation(_app, _page, _template, context, _doctree):
 def setup(app):
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("autodoc-process-docstring", markdown_docstring)
+    app.connect("autodoc-skip-member", skip_class_methods)
     app.connect("html-page-context", short_navigation, priority=400)  # before furo asks for the list
     return {"parallel_read_safe": True, "parallel_write_safe": True}

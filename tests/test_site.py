@@ -33,6 +33,11 @@ def test_every_chapter_has_a_part():
     assert {path.name[0] for path in (ROOT / "nbs").glob("[0-9]*.ipynb")} == set(module("gather").PARTS)
 
 
+def test_the_front_page_lists_every_guide():
+    listed = re.findall("^nbs/guides/(.+)$", (ROOT / "docs/front.md").read_text(), re.M)
+    assert sorted(listed) == sorted(path.stem for path in (ROOT / "nbs/guides").glob("*.ipynb"))
+
+
 @pytest.mark.parametrize("source, text, tags", [
     ("#| export\nx = 1", "x = 1", ["library"]), ("x = 1", "x = 1", []),
     ("#| exporti\n#| hide_input\nx = 1", "x = 1", ["library", "remove-input"])])
