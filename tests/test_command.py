@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import toy
 from faults.children import forked
@@ -167,6 +169,23 @@ def test_a_defect_is_shown_whole(monkeypatch):
     def fail(*_): raise KeyError("name")
     monkeypatch.setattr("vl12in1.command.inspect", fail)
     assert "Traceback" in forked(lambda: main(["inspect", "published.bin"])).error
+
+
+def test_names_of_strangers_are_shown_and_not_obeyed(tmp_path):
+    save_file({"\x1b]0;a\x07\x1b[31mname": torch.zeros(2), "a\nb": torch.zeros(2)}, tmp_path / "a.safetensors")
+    ended = forked(lambda: main(["inspect", str(tmp_path / "a.safetensors")]))
+    assert ended.status == 0 and "\x1b" not in ended.output and r"\x1b]0;a\x07\x1b[31mname" in ended.output
+    assert "\nunknown: a b" in ended.output
+
+
+@pytest.mark.parametrize("answers, said", [
+    (["vqaa=vqa.json"], "vqaa: no vocabulary of answers; there are gqa, vizwiz, vqa"), (["model=vqa.json"], "model: no vocabulary"),
+    (["words=vqa.json"], "words: no vocabulary"), (["vqa"], "--answers vqa: "), (["vqa="], "--answers vqa=: "),
+    (["vqa=vqa.json", "vqa=vqa.json"], "--answers vqa=vqa.json: vqa was named before")])
+def test_lists_of_answers_that_no_model_has_are_refused(answers, said, desk, tmp_path, monkeypatch):
+    monkeypatch.chdir(desk)
+    command = ["convert", "published.bin", str(tmp_path / "new"), *CONVERT, "--words", "vocab.txt", "--answers", *answers]
+    assert one_error(forked(lambda: main(command)), said) and not (tmp_path / "new").exists()
 
 
 def test_a_message_is_never_longer_than_a_screen(): assert len(one_line("9" * 10 ** 6)) < 2100

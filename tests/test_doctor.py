@@ -10,6 +10,7 @@ from vl12in1.command import main
 from vl12in1.model import TwelveInOne, ViLBERTConfig
 from vl12in1.regions import Regions, RegionWriter
 from vl12in1.study.doctor import doctor, training_bytes
+from vl12in1.study.plan import read_rates
 
 STUDY = dict(profile="miniature", text=dict(word_pieces=1000), encoder="vilbert", encoders=dict(vilbert=dict(preset="miniature")),
              followers={}, seeds=dict(side=[0]),
@@ -127,15 +128,38 @@ def test_a_folder_can_be_examined_outside_of_a_checkout(data, tmp_path, monkeypa
     ("profiles/miniature.yaml", "  common:", "  usual:", "common is missing"),
     ("profiles/miniature.yaml", "word_pieces:", "pieces:", "pieces")])
 def test_settings_that_are_wrong_are_one_line(tmp_path, monkeypatch, file, old, new, problem):
-    root = Path(__file__).parents[1]
-    for name in ("dvc.yaml", "params.yaml"): shutil.copy(root / name, tmp_path)
-    shutil.copytree(root / "profiles", tmp_path / "profiles")
-    text = (tmp_path / file).read_text()
-    assert old in text
-    (tmp_path / file).write_text(text.replace(old, new))
+    edited_settings(tmp_path, file, old, new)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end: main(["doctor", "."])
     assert problem in end.value.code and "\n" not in end.value.code
+
+
+@pytest.mark.parametrize("file, old, new, problem", [
+    ("profiles/full.yaml", "learning_rate:", "learnig_rate:", "learnig_rate"),
+    ("params.yaml", "encoder: vilbert", "encoder: vibert", "encoder 'vibert' is not in profiles/full.yaml"),
+    ("params.yaml", "overlap: 0.4", "overlapp: 0.4", "overlapp")])
+def test_nothing_is_planned_with_settings_that_are_wrong(tmp_path, monkeypatch, file, old, new, problem):
+    edited_settings(tmp_path, file, old, new)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end: main(["plan", "full"])
+    assert problem in end.value.code and "\n" not in end.value.code
+
+
+def edited_settings(folder, file, old, new):
+    "A checkout's settings in `folder`, in one file of which there is `new` where `old` stood."
+    root = Path(__file__).parents[1]
+    for name in ("dvc.yaml", "params.yaml"): shutil.copy(root / name, folder)
+    shutil.copytree(root / "profiles", folder / "profiles")
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("rates", ["", "[]", "{}", '{"steps": {"vqa": 1}}', '{"steps": {}}', '{"steps": 5, "device": "a"}'])
+def test_rates_that_are_none_name_their_file(tmp_path, rates):
+    path = tmp_path / "accelerator.json"
+    path.write_text(rates)
+    with pytest.raises(ValueError, match=f"{path}: (cannot be read|no report|not as benchmarks)"): read_rates(path)
 
 
 def test_leaks_decide_the_exit_status(data, tmp_path, capsys):

@@ -15,7 +15,8 @@ from vl12in1 import command
 from vl12in1.evaluation.records import read_item_scores
 from vl12in1.study import origin, parallel, provenance
 from vl12in1.study.origin import combined, digest, made_by, outputs
-from vl12in1.study.provenance import SCORED, SHOWN, chain, commit_of, find_cell, locate, read_study, runs_of, unlike, why
+from vl12in1.study.provenance import (
+    SCORED, SHOWN, chain, commit_of, find_cell, locate, read_lock, read_record, read_study, runs_of, unlike, why)
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -281,11 +282,34 @@ def test_the_command_says_so_by_its_exit_status(checkout, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("report, words, complaint", [
-    ("README.md", (), "no report of this checkout"), ("reports/benchmarks/bytes.md", (), "measured by make benchmark"),
+    ("README.md", (), "no report of this checkout"), ("reports", (), "no report of this checkout"), ("reports/benchmarks/bytes.md", (), "measured by make benchmark"),
     ("reports/table_multitask.md", ("vqa", "nobody"), "no cell 'vqa', 'nobody'; rows: Text only")])
 def test_what_cannot_be_answered_is_said_in_one_line(checkout, report, words, complaint):
     with pytest.raises(ValueError, match=re.escape(complaint)) as error: why(report, *words)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [
+    "", "a: 1", "stages: [1]", "stages: {a: 1}", "stages: {a: {outs: 1}}", "stages: {a: {outs: [{path: b}]}}", "stages: " + "[" * 5000,
+    "stages:\n<<<<<<< ours\n  a: {}\n=======\n", "stages: !!timestamp x", "\udcff"])
+def test_a_damaged_lock_is_named(tmp_path, content):
+    path = tmp_path / "dvc.lock"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=f"^{path}(, line \\d+)?: .*take it back from git$"): read_lock(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00"])
+def test_a_table_that_is_none_is_named(tmp_path, content):
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path}: no "): find_cell(path, "vqa", "at")
+
+
+@pytest.mark.parametrize("content", ["[]", '{"seeds": 3}', '{"seeds": 3, "trained": []}', '{"trained": [], "init": 5}'])
+def test_a_damaged_record_of_a_run_is_named(tmp_path, content):
+    path = tmp_path / "at.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"^{path}: n"): read_record(path)
 
 
 @pytest.mark.parametrize("name", ["thorough"])

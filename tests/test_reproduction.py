@@ -44,6 +44,23 @@ def test_the_same_bytes_are_reproduced(tmp_path):
     assert comparison_report(one, one) == "reproduced: 4 of 4 cells, 1 of 1 verdicts"
 
 
+def test_studies_with_nothing_in_common_are_not_compared(tmp_path):
+    one, other = study(tmp_path / "one"), study(tmp_path / "other")
+    for part in ("runs", "items", "metrics", "scores"): shutil.rmtree(other / part)
+    invent_run(other, "ft", {"all": TASKS}, .6)
+    with pytest.raises(ValueError, match="no tested model in common"): comparison_report(one, other)
+
+
+def test_items_without_scores_are_named(tmp_path):
+    one = study(tmp_path / "one")
+    path = next((one / "items").glob("*.csv"))
+    items = pd.read_csv(path)
+    for name in items.filter(regex=r"^seed"): items[name] = None
+    items.to_csv(path, index=False)
+    (one / "metrics" / f"{path.stem}.json").write_text("{}")  # which has no digest of these lines
+    with pytest.raises(ValueError, match=str(path)): comparison_report(one, one)
+
+
 def test_other_seeds_are_reproduced_and_another_recipe_is_not(tmp_path):
     ours, seeds, recipe = study(tmp_path / "a", 0), study(tmp_path / "b", 1), study(tmp_path / "c", 2, at=.8)
     assert not compare_cells(Results(ours), Results(seeds)).differs.any()

@@ -11,7 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from .endings import ending, one_line, starting
+from .endings import as_shown, ending, one_line, starting
 
 with starting("vl12in1"):
     import numpy as np
@@ -29,7 +29,7 @@ with starting("vl12in1"):
     from vl12in1.regions import canonical_key, extract_by, find_features, import_features
     from vl12in1.regions.detector import picture_size
     from vl12in1.study.doctor import doctor
-    from vl12in1.study.notebooks import root, settings
+    from vl12in1.study.notebooks import root
     from vl12in1.study.plan import plan_text, read_rates
     from vl12in1.study.settings import checked_settings
     from vl12in1.weights import read_json
@@ -44,8 +44,8 @@ def inspect_command(arguments):
     parts = table.groupby("component", sort=False).agg(tensors=("shape", "size"), parameters=("parameters", "sum")).rename_axis(None)
     print(parts.to_string(formatters={"parameters": "{:,}".format}))
     for reason, rows in table[table.note != ""].groupby("note", sort=False):
-        print(f"not kept: {len(rows)} tensors ({rows.index[0]} …): {reason}")
-    for key, row in table[table.component == "unknown"].iterrows(): print(f"unknown: {key} {row['shape']}")
+        print(one_line(f"not kept: {len(rows)} tensors ({rows.index[0]} …): {reason}"))
+    for key, row in table[table.component == "unknown"].iterrows(): print(one_line(f"unknown: {key} {row['shape']}"))
 
 # %% ../nbs/90_command.ipynb #load-saved
 def load_saved(folder):
@@ -56,12 +56,22 @@ def load_saved(folder):
         raise CheckpointError(f"{folder}: config.json names no model of this library ({kind!r})")
     return classes[kind].from_pretrained(folder)
 
+# %% ../nbs/90_command.ipynb #named-values
+def named_values(option, texts) -> dict[str, str]:
+    "`vqa=a.json` … -> name -> value; ValueError that names the option for a text that is no such pair, or a name that is there twice."
+    values = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not (name and value): raise ValueError(f"{option} {text}: expected a name, = and what it stands for")
+        if name in values: raise ValueError(f"{option} {text}: {name} was named before; once is enough")
+        values[name] = value
+    return values
+
 # %% ../nbs/90_command.ipynb #words-for
 def words_for(model, arguments):
     "What it takes to ask a model, from the files that `--words`, `--answers` and `--detector` name; what the model has, if none are named."
     if arguments.words:
-        named = [text.partition("=") for text in arguments.answers]
-        return published_assets(model, arguments.words, arguments.detector, **{name: path for name, _, path in named})
+        return published_assets(model, arguments.words, arguments.detector, **named_values("--answers", arguments.answers))
     if arguments.answers or arguments.detector: raise CheckpointError("--answers and --detector are of use with --words only; add it")
     return model.assets
 
@@ -86,25 +96,25 @@ def doctor_command(arguments):
         if arguments.data is None: raise FileNotFoundError(f"{error}, or name a folder of corpora: vl12in1 doctor FOLDER") from None
         study = checkout = None
     if arguments.data and not Path(arguments.data).is_dir(): raise ValueError(f"{arguments.data}: there is no such folder")
-    print(doctor(arguments.data or checkout / "data", study=study, checkout=checkout))
+    print(as_shown(doctor(arguments.data or checkout / "data", study=study, checkout=checkout)))
 
 def plan_command(arguments):
     "Print how many pairs a profile trains on, and about how long that takes."
+    study = checked_settings(("encoder", "encoders", "training", "pretraining", "seeds", "runs", "followers"), arguments.profile)
     device, rates = read_rates(root() / "reports/benchmarks/accelerator.json")
-    print(plan_text(settings(arguments.profile), rates, device))
+    print(plan_text(study, rates, device))
 
 # %% ../nbs/90_command.ipynb #chosen-splits
 def chosen_splits(texts) -> dict[str, tuple[str, ...]] | None:
     "`coco_captions=val,test` … -> corpus -> beginnings of the names of splits that test; None for nothing."
-    pairs = (text.partition("=") for text in texts)
-    return {corpus: tuple(splits.split(",")) for corpus, _, splits in pairs} or None
+    return {corpus: tuple(splits.split(",")) for corpus, splits in named_values("--tests", texts).items()} or None
 
 # %% ../nbs/90_command.ipynb #leaks-command
 def leaks_command(arguments):
     "Print all leaks between corpora; exit status 1 if there is one."
     text, clean = leak_report(arguments.data, chosen_splits(arguments.tests), arguments.detector, arguments.collection,
                               arguments.drop)
-    print(text)
+    print(as_shown(text))
     if not clean: sys.exit(1)
 
 # %% ../nbs/90_command.ipynb #features-command
@@ -120,7 +130,7 @@ def features_command(arguments):
     if not sources: raise ValueError(f"{arguments.folder}: nothing in this folder; expected files such as coco….lmdb or visual_genome….tsv")
     report = import_features(sources, arguments.store, identity(data),
                              given=arguments.given, boxes=arguments.boxes, on_error="skip" if arguments.skip else "stop")
-    print(report.sources.to_string(index=False))
+    print(as_shown(report.sources.to_string(index=False)))
 
 # %% ../nbs/90_command.ipynb #pictures-in
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
@@ -158,7 +168,7 @@ def compare_command(arguments):
     "Print how far two folders of reports agree; exit status 1 if seeds do not explain a difference, or a verdict changed."
     from vl12in1.study.reproduction import comparison_report
     text = comparison_report(arguments.ours, arguments.theirs)
-    print(text)
+    print(as_shown(text))
     if "\n" in text: sys.exit(1)
 
 # %% ../nbs/90_command.ipynb #90why002
@@ -168,7 +178,7 @@ def why_command(arguments):
     root()  # elsewhere there is no report to ask about
     from vl12in1.study.provenance import why
     text, wrong = why(arguments.report, *arguments.cell)
-    print(text)
+    print(as_shown(text))
     if wrong: sys.exit(1)
 
 # %% ../nbs/90_command.ipynb #add-data-commands

@@ -55,9 +55,12 @@ def published_assets(
     model,      # read from published weights
     words,      # path of the word pieces, such as BERT's `vocab.txt`
     detector=None,  # whose regions it has learned with, as for `open_detector`; None: nobody knows, and no regions are refused
+    /,
     **answers,  # vocabulary (vqa, gqa) = path of its answers, JSON
 ) -> Assets:
     "What it takes to ask a published model. CheckpointError or ValueError for lists that are not this model's."
+    known = {task.vocabulary for task in ASKABLE.values()} - {""}
+    if wrong := answers.keys() - known: raise ValueError(f"{min(wrong)}: no vocabulary of answers; there are {', '.join(sorted(known))}")
     lists = {name: AnswerVocabulary.open(path).answers for name, path in answers.items()}
     tokens = {task for row in model.config.task_tokens for task in row}
     tasks = {name: asdict(task) for name, task in ASKABLE.items()

@@ -10,6 +10,7 @@ import json
 from argparse import ArgumentTypeError
 from pathlib import Path
 
+from ..endings import as_shown
 from . import Predictor
 from .drawing import drawn
 from ..regions.detector import as_picture
@@ -59,7 +60,7 @@ def line_of(row) -> str:
 
 def tell(said, arguments, figure):
     "Print what was said, and save what `figure()` draws if a file is named for it."
-    print(json.dumps(said.to_dict(), indent=1) if arguments.json else "\n".join(map(line_of, said.top_k)))
+    print(json.dumps(said.to_dict(), indent=1) if arguments.json else as_shown("\n".join(map(line_of, said.top_k))))
     if arguments.save: figure().savefig(arguments.save)
 
 # %% ../../nbs/66b_asking.ipynb #one-picture

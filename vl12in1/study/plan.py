@@ -6,11 +6,9 @@
 __all__ = ['RANKED', 'read_rates', 'hours', 'training_pairs', 'plan', 'plan_text']
 
 # %% ../../nbs/80a_plan.ipynb #ea494eff
-import json
-from pathlib import Path
-
 import pandas as pd
 
+from ..evaluation.records import AGAIN, read_report
 from ..model import HEADS
 from .doctor import configuration, training_bytes
 from ..tasks import TRAINABLE
@@ -31,14 +29,17 @@ def pairs_of(config, task) -> int:
 # %% ../../nbs/80a_plan.ipynb #9cccb6b6
 def read_rates(path) -> tuple[str, dict[str, float]]:
     """From what `benchmarks/accelerator.py` wrote: the device, and task -> seconds of a training step for each pair of its batch, the
-    faster precision. `ranking` is what a pair takes when it is only scored; where that was not measured, a third of a step."""
-    report = json.loads(Path(path).read_text())
-    rates = {}
-    for task, step in report["steps"].items():
-        seconds = [step[precision]["seconds"] for precision in ("float32", "bfloat16")]
-        rates[task] = min(filter(None, seconds)) / step["rows"]
-    rates["ranking"] = 1 / max(report["ranking"].values()) if "ranking" in report else rates["coco_retrieval"] / 3
-    return report["device"], rates
+    faster precision. `ranking` is what a pair takes when it is only scored; where that was not measured, a third of a step. ValueError
+    that names the file for another one."""
+    report, rates = read_report(path), {}
+    try:
+        for task, step in report["steps"].items():
+            seconds = [step[precision]["seconds"] for precision in ("float32", "bfloat16")]
+            rates[task] = min(filter(None, seconds)) / step["rows"]
+        rates["ranking"] = 1 / max(report["ranking"].values()) if "ranking" in report else rates["coco_retrieval"] / 3
+        return str(report["device"]), rates
+    except (AttributeError, LookupError, TypeError, ValueError, ZeroDivisionError):
+        raise ValueError(f"{path}: not as benchmarks/accelerator.py writes it; {AGAIN}") from None
 
 # %% ../../nbs/80a_plan.ipynb #dad1c668
 RANKED = {"coco_retrieval": 5 * 5_000 * 1_000, "flickr30k_retrieval": 5_000 * 1_000}  # pairs in a test of the published size

@@ -91,7 +91,7 @@ def _made_by(results: Results) -> str:
 
 def comparison_report(ours: Path, theirs: Path) -> str:
     """What two folders of reports have in common, for people: the number of cells and verdicts that are reproduced, and a line for
-    each that is not. FileNotFoundError if a folder holds no reports, ValueError if they were measured on other data."""
+    each that is not. FileNotFoundError if a folder holds no reports, ValueError if they were measured on other data, or nothing in both."""
     ours, theirs = Path(ours), Path(theirs)
     for folder in (ours, theirs):
         if not (folder / "index.csv").is_file():
@@ -100,6 +100,7 @@ def comparison_report(ours: Path, theirs: Path) -> str:
     if _made_by(here) != _made_by(there):
         raise ValueError(f"{ours} holds {_made_by(here)}, {theirs} holds {_made_by(there)}: only the same study can be compared")
     cells = compare_cells(here, there)
+    if cells.empty: raise ValueError(f"{ours} and {theirs} have no tested model in common: nothing can be compared")
     verdicts = compare_verdicts(ours / "index.csv", theirs / "index.csv")
     changed = verdicts[verdicts.verdict_ours != verdicts.verdict_theirs]
     unjudged = cells.p.isna() & (cells.ours != cells.theirs)

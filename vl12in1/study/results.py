@@ -39,7 +39,7 @@ TEXTS = ("run", "init", "data_name", "profile", "losses", "gradients")  # entrie
 def is_run(record, run) -> bool:
     "Whether something is what the report of `run` says of it; no run begins with itself."
     texts, trained = [record.get(name, "") for name in TEXTS], record.get("trained")
-    named = all(isinstance(text, str) for text in texts) and record.get("init") != run
+    named = all(isinstance(text, str) for text in texts) and record.get("init") != run and isinstance(record.get("seeds", []), list)
     return named and isinstance(trained, list) and all(map(is_trained, trained))
 
 def check_reports(folder, run, record, scores, metrics) -> None:
@@ -68,7 +68,8 @@ def with_scores(
 
 def read_cells(path: Path) -> dict[tuple[str, str], Cell]:
     "(model, task) -> its cell, from the file of a run's test items."
-    return {key: Cell(scores, items.images, items.kind) for key, (scores, items) in read_item_scores(path).items()}
+    try: return {key: Cell(scores, items.images, items.kind) for key, (scores, items) in read_item_scores(path).items()}
+    except ValueError as error: raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}; {AGAIN}") from None
 
 # %% ../../nbs/75_results.ipynb #results
 class Results:

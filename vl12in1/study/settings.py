@@ -126,9 +126,9 @@ def problems_of_settings(study: Settings) -> list[str]:
     if "sweep" in study and "seeds" in study: problems += problems_of_sweep(study)
     return problems + problems_of_choice(study) + problems_of_grid(study)
 
-def checked_settings(needed=()) -> Settings:
-    "What `settings()` returns; ValueError that lists everything that is wrong with it, or says which of the sections `needed` is missing."
-    study = settings()
+def checked_settings(needed=(), profile=None) -> Settings:
+    "What `settings(profile)` returns; ValueError that lists all that is wrong with it, or says which of the sections `needed` is missing."
+    study = settings(profile)
     for section in needed: study[section]
     if problems := problems_of_settings(study): raise ValueError("\n".join(problems))
     return study
