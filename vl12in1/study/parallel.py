@@ -100,24 +100,29 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 class Progress:
-    "Which of `total` stages run, and how many are done; prints a line whenever one ends. Threads may share it."
+    """Which of some `stages` run, and how many are done; prints a line whenever one ends. Threads may share it.
 
-    def __init__(self, total, now=time.monotonic):
-        self.total, self.now, self.lock = total, now, threading.Lock()
-        self.done, self.started, self.since = 0, now(), {}
+    - `seconds`: stage -> how long it took before, as far as that is known
+    """
+
+    def __init__(self, stages, seconds: Mapping[str, float] = {}, now=time.monotonic):
+        known = [seconds[stage] for stage in stages if stage in seconds] or [1]
+        self.seconds = {stage: seconds.get(stage, sum(known) / len(known)) for stage in stages}
+        self.now, self.lock = now, threading.Lock()
+        self.done, self.started, self.since = set(), now(), {}
 
     def summary(self) -> str:
         "How many stages are done, how long that took, and about how long the others take."
-        elapsed = self.now() - self.started
-        left = f", about {clock(elapsed / self.done * (self.total - self.done))} left" if self.done else ""
-        return f"{self.done} of {self.total} stages, {clock(elapsed)} elapsed{left}"
+        elapsed, before = self.now() - self.started, sum(self.seconds[stage] for stage in self.done)
+        left = f", about {clock(elapsed * (sum(self.seconds.values()) / before - 1))} left" if before else ""
+        return f"{len(self.done)} of {len(self.seconds)} stages, {clock(elapsed)} elapsed{left}"
 
     def begin(self, stage):
         with self.lock: self.since[stage] = self.now()
 
     def end(self, stage, succeeded):
         with self.lock:
-            self.done += 1
+            self.done.add(stage)
             seconds = self.now() - self.since.pop(stage)
             print("done:" if succeeded else "FAILED:", stage, f"({seconds:.0f} s; {self.summary()})", flush=True)
 
@@ -203,7 +208,7 @@ def durations() -> dict[str, float]:
 def repro(needs: Mapping[str, set[str]], *options, seconds: Mapping[str, float] = {}) -> dict[str, str]:
     """`dvc repro` of single stages, in order, as many at a time as there is room for; returns those that failed, and why. A
     key may name several stages, with spaces between, that one process is to take one after another. `seconds`: see `in_order`."""
-    free, room, progress, reasons, lock = SimpleQueue(), rooms(), Progress(len(needs)), {}, threading.Lock()
+    free, room, progress, reasons, lock = SimpleQueue(), rooms(), Progress(needs, seconds), {}, threading.Lock()
     for worker in range(len(room)): free.put(worker)
 
     def run(stage):
