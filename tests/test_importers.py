@@ -630,6 +630,16 @@ def test_other_lines_of_two_columns_are_named(tmp_path, line, problem):
     with pytest.raises(StoreError, match=f"coco.tsv: line 1 .*{problem}"): import_features(find_features(tmp_path), tmp_path / "store")
 
 
+@pytest.mark.parametrize("sound", [True, False])
+def test_an_import_deletes_nothing_that_is_not_its_own(tmp_path, sound):
+    (tmp_path / "store").mkdir()
+    mine = ["boxes-2019.bin", "features-mine.bin", "index.parquet", "pytorch_model-00001-of-00002.bin"]
+    for name in mine: (tmp_path / "store" / name).write_text("mine")
+    with pytest.raises(StoreError, match="store: holds boxes-2019.bin, and no region store"):
+        imported(tmp_path, "coco.lmdb", [record(1) if sound else record("x")])
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == mine
+
+
 def test_a_wrong_folder_does_not_block_the_store(tmp_path):
     (tmp_path / "wrong").mkdir()
     published.write_lmdb(tmp_path / "wrong/coco.lmdb", [record("x")])

@@ -526,6 +526,47 @@ def test_given_boxes_keep_their_order(trained, tmp_path):
         same_regions(regions, detector.describe([read_picture(images[key])], [regions.boxes])[0])
 
 
+# --- folders that hold other files
+
+MINE = ["pytorch_model-00001-of-00002.bin", "index.parquet", "features-mine.bin", "boxes-2019.bin", "notes-draft.bin"]
+
+
+def filled(folder, *names):
+    "A folder of somebody's files."
+    folder.mkdir(parents=True)
+    for name in names: (folder / name).write_bytes(b"mine")
+    return folder
+
+
+@pytest.mark.parametrize("names", [MINE, *([name] for name in MINE), ["features-00000.bin"], ["notes.txt", "journal"], ["journal", *MINE]])
+def test_no_store_begins_among_other_files(tmp_path, images, names):
+    folder = filled(tmp_path / "mine", *names)
+    with pytest.raises(StoreError, match=f"mine: holds {min(set(names) - {'journal'})}, and no .* write to a folder that is empty"):
+        write(folder, images)
+    assert contents(folder) == dict.fromkeys(names, b"mine")
+
+
+def test_a_store_that_has_lost_its_manifest_is_kept(tmp_path, images):
+    write(tmp_path, images)
+    (tmp_path / "manifest.json").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(StoreError, match="holds boxes-00000.bin, and no region store that was begun"): write(tmp_path, images)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("size", [500, 2**30])
+def test_a_begun_store_goes_on_beside_other_files(tmp_path, many, size):
+    unfinished(tmp_path, many, size)
+    for name in ("notes-draft.bin", "features-mine.bin", ".index.parquet.7.part"): (tmp_path / name).write_bytes(b"mine")
+    assert go_on(tmp_path, many, size) == 100
+    assert verify(tmp_path)["images"] == 150 and (tmp_path / "notes-draft.bin").read_bytes() == b"mine"
+
+
+def test_hidden_files_are_in_nobodys_way(tmp_path, images):
+    (tmp_path / ".gitignore").write_text("*")
+    assert len(write(tmp_path, images)) == len(images) and (tmp_path / ".gitignore").exists()
+
+
 # --- stores that are damaged, or somebody else's
 
 def two_stores(folder):
