@@ -181,6 +181,11 @@ def test_ids_that_are_none(collection, image):
     with pytest.raises(StoreError, match="is no id of"): canonical_key(collection, image)
 
 
+@pytest.mark.parametrize("collection, hint", [("cocoo", "did you mean 'coco'"), ("", "there are coco, refcoco, "), (None, "there are coco, ")])
+def test_a_collection_that_is_none(collection, hint):
+    with pytest.raises(ValueError, match=f"no collection {collection!r}; {hint}"): canonical_key(collection, "5")
+
+
 def test_sources_are_found_by_content_and_named_by_prefix(tmp_path):
     assert find_features(tmp_path / "nothing") == []
     published.write_lmdb(tmp_path / "refcocog_gt", [record(1)])

@@ -19,6 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..boxes import xywh_to_xyxy
+from ..fields import shown, suggestion
 from ..files import write_text
 from .published import Record, Source, listed, open_source
 from .store import Regions, StoreError
@@ -38,7 +39,8 @@ def canonical_key(collection: str,      # a key of `_COLLECTIONS`
                   image: str,           # upstream's id, with or without ending and folders
                   identity: dict = {},  # alias -> canonical key, as from `corpora.identity`
                  ) -> str:
-    "Image key of an upstream id; StoreError if it is no id of the collection."
+    "Image key of an upstream id; StoreError if it is no id of the collection, ValueError if there is no such collection."
+    if collection not in _COLLECTIONS: raise ValueError(f"no collection {shown(collection)}{suggestion(collection, _COLLECTIONS)}")
     stem = re.sub(r"\.(jpe?g|png)$", "", image.rpartition("/")[2], flags=re.IGNORECASE)
     name, pattern = _COLLECTIONS[collection]
     match = re.fullmatch(pattern, stem, re.IGNORECASE | re.ASCII)
