@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 
 import numpy as np
@@ -606,7 +607,7 @@ def rows_of(edit):
 ODD = [None, [], "../../x", -1, 2 ** 62, 1.5, True, [{}]]
 WAYS = [("extractor",), ("extractor", "name"), ("class_names",), ("feature_dim",), ("images",), ("index",), ("index", "file"),
         ("index", "bytes"), ("shards",), ("shards", 0), ("shards", 0, "rows"), ("shards", 0, "fields"), ("shards", 0, "fields", "boxes"),
-        ("shards", 0, "fields", "boxes", "file"), ("shards", 0, "fields", "boxes", "bytes"), ("schema",)]
+        ("shards", 0, "fields", "boxes", "file"), ("shards", 0, "fields", "boxes", "bytes"), ("schema",), ("regions",), ("dtypes",), ("dtypes", "boxes")]
 SOUND = {"extractor.name '../../x'", "class_names []", "schema True"}
 BYTES = {"no JSON": ("manifest.json", b"{"), "deep JSON": ("manifest.json", b"[" * 10 ** 5), "no text": ("manifest.json", b"\xff\xfe"),
          "a list": ("manifest.json", b"[]"), "a cut index": ("index.parquet", b"PAR1"), "a cut shard": ("boxes-00000.bin", bytes(16)),
@@ -635,6 +636,22 @@ def test_a_manifest_that_does_not_say_what_was_written(tmp_path, old, new):
     before, _, after = text.rpartition(old)
     (store / "manifest.json").write_text(before + new + after)
     with pytest.raises(StoreError, match="manifest.json: damaged"): RegionStore.open(store)
+
+
+@pytest.mark.parametrize("entry, value, problem", [
+    ("regions", "x", "its regions are 'x', and its shards have 12"), ("regions", 5, "its regions are 5, and its shards have 12"),
+    ("dtypes", {"features": "<f2", "boxes": "<f8"}, "its dtypes are not {'features': '<f2', 'boxes': '<f4'}")])
+def test_entries_of_a_manifest_agree_with_its_shards(tmp_path, entry, value, problem):
+    store = two_stores(tmp_path)
+    edited(entry, value=value)(store)
+    with pytest.raises(StoreError, match=f"manifest.json: damaged, {re.escape(problem)}; copy it again"): verify(store)
+
+
+def test_what_a_manifest_written_by_hand_leaves_out_is_counted(tmp_path):
+    store = two_stores(tmp_path)
+    manifest = json.loads((store / "manifest.json").read_text())
+    (store / "manifest.json").write_text(json.dumps({name: manifest[name] for name in manifest.keys() - {"regions", "dtypes", "sha256"}}))
+    assert verify(store)["regions"] == 12 and len(RegionStore.open(store)) == 6
 
 
 @pytest.mark.parametrize("damage", BROKEN)
