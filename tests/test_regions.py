@@ -20,7 +20,7 @@ from vl12in1.regions import Regions, RegionStore, RegionWriter, StoreError, veri
 from vl12in1.regions.detector import (STRIDE, Detector, DetectorConfig, load_detector, non_maximum_suppression,
                                       pool_regions, read_picture, save_detector)
 from vl12in1.regions.detector_training import name_scores, recall, train_detector
-from vl12in1.regions.extraction import extract, extract_given, given_boxes
+from vl12in1.regions.extraction import extract, extract_given, given_boxes, read_boxes
 from vl12in1.regions.store import manifest_digest
 
 
@@ -515,6 +515,35 @@ def test_given_boxes_are_those_of_training_and_all_candidates():
     found = given_boxes(frames)
     assert list(found) == ["coco:10", "coco:9"]
     assert found["coco:9"].tolist() == sorted(map(list, [*drawn[:3], drawn[4]]))
+
+
+@pytest.mark.parametrize("boxes, problem", [
+    ({"x": 1}, "{'x': 1} is no list"), (None, "None is no list"), ("abc", "'abc' is no list"), ([], r"\[\] is no list"), (7, "7 is no list"),
+    ([1, 2, 3], "1 is no box"), ([[1, 2, 3]], r"\[1, 2, 3\] is no box, which is four numbers"), ([[float("nan"), 1, 2, 3]], "nan, 1, 2, 3. is no box"),
+    ([[0, 0, 9, 9], [0, 0, float("inf"), 9]], "inf, 9. is no box"), ([[0, 0, 10 ** 400, 9]], "is no box"), ([["0", 0, 9, 9]], "is no box"),
+    ([[0, 0, 9, True]], "is no box"), ([[[0, 0, 9, 9]]], "is no box"), ([[9, 0, 2, 9]], "has no area in the picture"),
+    ([[0, 5, 9, 5]], "has no area"), ([[60, 0, 70, 9]], "has no area .* of 60 x 40 pixels"), ([[-9, -9, 0, 0]], "has no area")])
+def test_what_is_no_box_is_named_with_its_picture(tmp_path, boxes, problem):
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    (tmp_path / "boxes.json").write_text(json.dumps({"album:a": boxes}))
+    with pytest.raises(ValueError, match=f"boxes.json: boxes of 'album:a': .*{problem}") as error:
+        read_boxes(tmp_path / "boxes.json", {"album:a": tmp_path / "a.png"})
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("text, problem", [('{"album:b": []}', "no picture 'album:b'"), ("[]", "not a JSON object"), ("{", "cannot be read"),
+                                           ("[" * 10 ** 5, "cannot be read .nested too deeply")])
+def test_what_is_no_file_of_boxes_is_named(tmp_path, text, problem):
+    (tmp_path / "boxes.json").write_text(text)
+    with pytest.raises(ValueError, match=f"boxes.json: .*{problem}"): read_boxes(tmp_path / "boxes.json", {})
+
+
+def test_boxes_that_are_asked_for_are_fractions_of_their_pictures(tmp_path):
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    images = {"album:a": tmp_path / "a.png", "album:b": tmp_path / "a.png"}
+    (tmp_path / "boxes.json").write_text('{"album:a": [[0, 0, 30, 20], [-3, 10.0, 90, 40]], "album:b": [6, 4, 60, 40]}')
+    boxes = read_boxes(tmp_path / "boxes.json", images)
+    assert boxes["album:a"].tolist() == [[0, 0, .5, .5], [-.05, .25, 1.5, 1]] and boxes["album:b"].tolist() == [[.1, .1, 1, 1]]
 
 
 def test_given_boxes_keep_their_order(trained, tmp_path):
