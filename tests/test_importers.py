@@ -254,7 +254,10 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     (dict(features="not base64!"), "base64|alphabet|[Pp]adding"),
     (dict(features=base64.b64encode(b"12345678").decode()), "reshape"),
     (dict(features=None), "no features or x"), (dict(image_w=None), "no image_w or img_w"), (dict(image_h=0), "a picture of 640 x 0"),
-    (dict(image_w="wide"), "invalid literal"), (dict(boxes=["a"] * 4), "where numbers should be")])
+    (dict(image_w="wide"), "width is 'wide', not a whole number"),
+    (dict(num_boxes=np.inf), "num_boxes is inf, not a whole"), (dict(boxes=np.ones((4, 3))), r"boxes of shape \(4, 3\)"),
+    (dict(boxes=np.ones((4, 4, 4))), r"boxes of shape \(4, 4, 4\)"), (dict(boxes=3.), "boxes of shape"), (dict(boxes=np.ones(6)), "boxes of shape"),
+    (dict(features=3.), "one number, 3.0, where 4 rows"), (dict(cls_prob=3.), "one number, 3.0, where 4 rows"), (dict(boxes=["a"] * 4), "where numbers should be")])
 def test_bad_records_are_named_and_the_rest_is_kept(tmp_path, change, problem):
     made = [record(image) | (change if image == 50 else {}) for image in range(60)]
     with pytest.raises(StoreError, match=f"coco.lmdb: image '50': .*({problem}).*on_error='skip'"): imported(tmp_path, "coco.lmdb", made)
@@ -262,6 +265,47 @@ def test_bad_records_are_named_and_the_rest_is_kept(tmp_path, change, problem):
     report = import_features(find_features(tmp_path / "files"), tmp_path / "store", on_error="skip")
     assert report.sources.loc[0, ["images", "rejected"]].tolist() == [59, 1] and len(RegionStore.open(tmp_path / "store")) == 59
     assert report.rejected[["source", "image"]].values.tolist() == [["coco.lmdb", "50"]]
+
+
+@pytest.mark.parametrize("content", [[1, 2], None, 5, "text", np.ones(3)], ids=str)
+def test_a_pickle_that_is_no_record_is_named(tmp_path, content):
+    lmdb_keys(tmp_path / "coco.lmdb", pickle.dumps([b"keys", b"1", b"2"]))
+    lmdb_put(tmp_path / "coco.lmdb", b"2", pickle.dumps(content))
+    report = import_features(find_features(tmp_path), tmp_path / "store", on_error="skip")
+    assert report.rejected.problem.tolist() == [f"a {type(content).__name__} where a dictionary should be"]
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("first", [dict(cls_prob=3.), dict(boxes=np.ones((4, 4, 4))), dict(boxes=np.ones((4, 3)))], ids=str)
+def test_a_first_record_that_is_none_moves_no_other(tmp_path, first, given):
+    boxes = {f"coco:{n}": to_fractions(record(n)["boxes"], 640, 480) for n in (1, 2)} if given else {}
+    report, store = imported(tmp_path, "coco.lmdb", [record(1) | first, record(2)], on_error="skip", given=given, annotated=boxes)
+    assert report.rejected.image.tolist() == ["1"] and store.keys() == ["coco:2"]
+
+
+def h5_group(path):
+    published.write_h5(path, [record(1)])
+    with h5py.File(path, "a") as file: file.copy("1", b"\xff9")
+
+
+def h5_listed(path):
+    published.write_h5_arrays(path, [record(1), record(2)])
+    with h5py.File(path, "a") as file:
+        del file["image_id"]
+        file["image_id"] = [b"1", b"\xff9"]
+
+
+def npy_named(path):
+    published.write_npy(path, [record(1), record(2)])
+    (path / "2.npy").rename(path / os.fsdecode(b"\xff9.npy"))
+
+
+@pytest.mark.parametrize("name, make", [("coco.h5", h5_group), ("coco.h5", h5_listed), ("coco", npy_named)])
+def test_an_id_that_is_no_text_is_one_that_is_none(tmp_path, name, make):
+    (tmp_path / "files").mkdir()
+    make(tmp_path / "files" / name)
+    report = import_features(find_features(tmp_path / "files"), tmp_path / "store", on_error="skip")
+    assert report.rejected.values.tolist() == [[name, "\ufffd9", "'\ufffd9' is no id of coco"]] and len(RegionStore.open(tmp_path / "store")) == 1
 
 
 def test_a_mended_file_is_continued_without_reading_again(tmp_path, monkeypatch):
@@ -552,15 +596,17 @@ def lmdb_cut(path):
     os.truncate(path / "data.mdb", 2 ** 15)
 
 
+def lmdb_put(path, key, value):
+    import lmdb
+    with lmdb.open(str(path), map_size=2**24) as env, env.begin(write=True) as transaction: transaction.put(key, value)
+
+
 def lmdb_keys(path, keys=b"cos\nsystem\n(S'touch broken-into'\ntR."):
-    import lmdb
     published.write_lmdb(path, [record(1)])
-    with lmdb.open(str(path), map_size=2**24) as env, env.begin(write=True) as transaction: transaction.put(b"keys", keys)
+    lmdb_put(path, b"keys", keys)
 
 
-def lmdb_msgpack(path):
-    import lmdb
-    with lmdb.open(str(path), map_size=2**24) as env, env.begin(write=True) as transaction: transaction.put(b"1", b"\x95\xc4\x0112")
+def lmdb_msgpack(path): lmdb_put(path, b"1", b"\x95\xc4\x0112")
 
 
 def tsv_hole(path):
