@@ -200,6 +200,11 @@ def test_sources_are_found_by_content_and_named_by_prefix(tmp_path):
     with pytest.raises(StoreError, match="pictures: name it by its images first"): find_features(tmp_path)
 
 
+def test_a_source_whose_name_is_no_text_is_to_be_renamed(tmp_path):
+    published.write_tsv(tmp_path / os.fsdecode(b"coco\xff.tsv"), [record(1)])
+    with pytest.raises(StoreError, match="coco.*.tsv: its name is no UTF-8 text"): find_features(tmp_path)
+
+
 def test_pieces_of_a_tsv_are_sources(tmp_path):
     for piece in (0, 1, 12): published.write_tsv(tmp_path / f"coco_train.tsv.{piece}", [record(piece)])
     sources = find_features(tmp_path)

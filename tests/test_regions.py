@@ -306,6 +306,12 @@ def test_bad_regions_name_their_image(tmp_path, change, problem):
     assert len(write(tmp_path / "good", {"coco:3": Regions(**good)})) == 1
 
 
+@pytest.mark.parametrize("key, problem", [("album:\udcff", "no UTF-8 text"), ("a" * 1001, "its key has 1,001 bytes, more than 1,000")])
+def test_a_key_that_no_store_can_hold_is_refused_at_once(tmp_path, images, key, problem):
+    with pytest.raises(StoreError, match=f"image .*: .*{problem}"): write(tmp_path, images | {key: images["coco:1"]})
+    assert len(write(tmp_path, {"a" * 1000: images["coco:1"]})) == 21
+
+
 def _total(store, keys):
     return float(sum(store[key].features.astype(np.float64).sum() for key in keys))
 

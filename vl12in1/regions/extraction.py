@@ -114,7 +114,7 @@ def _asked_problem(boxes, width: int, height: int) -> str | None:
 def read_boxes(path: str | Path,         # of a JSON file: image key -> list of corners x1, y1, x2, y2 in pixels
                images: dict[str, Path],  # key -> file
               ) -> dict[str, np.ndarray]:
-    "Boxes to describe, key -> (n, 4) fractions. ValueError that names file and key if there is no such image, or what is there are no boxes."
+    "Boxes to describe, key -> (n, 4) fractions. ValueError that names file and key where there is no such image, or no box."
     boxes, fractions = read_json(path), {}
     for key, corners in boxes.items():
         if key not in images: raise ValueError(f"{path}: there is no picture {key!r}, of which it has boxes")

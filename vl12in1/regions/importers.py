@@ -65,6 +65,8 @@ def find_features(folder: str | Path) -> list[Source]:
         if path.name.endswith(_BESIDE): continue
         collections = [name for name in _COLLECTIONS if path.name.lower().startswith(name)]
         if not collections: raise StoreError(f"{path}: name it by its images first: {', '.join(_COLLECTIONS)}")
+        if path.name.encode("utf-8", "replace").decode() != path.name:
+            raise StoreError(f"{path}: its name is no UTF-8 text; give it another one")
         if not (format := _format(path)):
             if deeper := next(path.glob("*/data.mdb"), None):
                 raise StoreError(f"{path}: its LMDB is one level deeper; move {deeper.parent.name} up, into {folder}")

@@ -22,7 +22,7 @@ import torch
 
 from ..files import write_text
 from .store import (
-    COLUMNS, FIELDS, SCHEMA, Regions, StoreError, _read_index, check_sizes, listed_files, manifest_digest, read_manifest)
+    COLUMNS, FIELDS, LONGEST_KEY, SCHEMA, Regions, StoreError, _read_index, check_sizes, listed_files, manifest_digest, read_manifest)
 
 # %% ../../nbs/30a_writing.ipynb #half
 def _half(array) -> np.ndarray:
@@ -52,6 +52,12 @@ def _widened(boxes: np.ndarray, flat: np.ndarray, size) -> np.ndarray:
 
 # %% ../../nbs/30a_writing.ipynb #problem
 LONGEST = 10 ** 6  # pixels of a side of a picture
+
+def _key_problem(key: str) -> str | None:
+    "What keeps an image of this key out of a store; or None."
+    try: length = len(key.encode())
+    except UnicodeEncodeError: return "its key is no UTF-8 text; give its file another name"
+    if length > LONGEST_KEY: return f"its key has {length:,} bytes, more than {LONGEST_KEY:,}"
 
 def _problem(regions: Regions, feature_dim: int, classes: int) -> str | None:
     "What keeps these regions out of a store of `feature_dim` features and `classes` probabilities per row; or None."
@@ -188,8 +194,8 @@ def shard_files(folder: Path):
 def check_free(folder: Path, own: str = ""):
     "StoreError if `folder` holds more than hidden files and those whose names match `own`: it may be anybody's."
     for name in sorted(path.name for path in folder.glob("[!.]*")):
-        if not re.fullmatch(own, name):
-            raise StoreError(f"{folder}: holds {name}, and no region store that was begun; write to a folder that is empty, or not there yet")
+        if re.fullmatch(own, name): continue
+        raise StoreError(f"{folder}: holds {name}, and no region store that was begun; write to a folder that is empty or not there yet")
 
 def check_begun_or_free(folder: Path):
     "StoreError if a store can neither go on in `folder` nor begin there."
@@ -364,7 +370,7 @@ class RegionWriter:
         "Store the regions of the image `key`; raises `StoreError` if they are malformed or the key is there already."
         stored = _as_stored(regions, self.header["dtypes"])
         feature_dim = self._progress.rows.feature_dim or stored["features"].shape[-1]
-        problem = _problem(replace(regions, **stored), feature_dim, len(self.class_names))
+        problem = _key_problem(key) or _problem(replace(regions, **stored), feature_dim, len(self.class_names))
         if not problem and key in self:
             problem = "stored twice; give every image once, and pass over those that are `in` the writer"
         if problem: raise StoreError(f"{self.folder}: image {key!r}: {problem}")
