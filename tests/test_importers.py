@@ -181,7 +181,8 @@ def test_ids_that_are_none(collection, image):
     with pytest.raises(StoreError, match="is no id of"): canonical_key(collection, image)
 
 
-@pytest.mark.parametrize("collection, hint", [("cocoo", "did you mean 'coco'"), ("", "there are coco, refcoco, "), (None, "there are coco, ")])
+@pytest.mark.parametrize("collection, hint", [("cocoo", "did you mean 'coco'"), ("", "there are coco, refcoco, "),
+                                              (None, "there are coco, ")])
 def test_a_collection_that_is_none(collection, hint):
     with pytest.raises(ValueError, match=f"no collection {collection!r}; {hint}"): canonical_key(collection, "5")
 
@@ -261,8 +262,9 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     (dict(features=None), "no features or x"), (dict(image_w=None), "no image_w or img_w"), (dict(image_h=0), "a picture of 640 x 0"),
     (dict(image_w="wide"), "width is 'wide', not a whole number"),
     (dict(num_boxes=np.inf), "num_boxes is inf, not a whole"), (dict(boxes=np.ones((4, 3))), r"boxes of shape \(4, 3\)"),
-    (dict(boxes=np.ones((4, 4, 4))), r"boxes of shape \(4, 4, 4\)"), (dict(boxes=3.), "boxes of shape"), (dict(boxes=np.ones(6)), "boxes of shape"),
-    (dict(features=3.), "one number, 3.0, where 4 rows"), (dict(cls_prob=3.), "one number, 3.0, where 4 rows"), (dict(boxes=["a"] * 4), "where numbers should be")])
+    (dict(boxes=np.ones((4, 4, 4))), r"boxes of shape \(4, 4, 4\)"), (dict(boxes=3.), "boxes of shape"),
+    (dict(boxes=np.ones(6)), "boxes of shape"), (dict(features=3.), "one number, 3.0, where 4 rows"),
+    (dict(cls_prob=3.), "one number, 3.0, where 4 rows"), (dict(boxes=["a"] * 4), "where numbers should be")])
 def test_bad_records_are_named_and_the_rest_is_kept(tmp_path, change, problem):
     made = [record(image) | (change if image == 50 else {}) for image in range(60)]
     with pytest.raises(StoreError, match=f"coco.lmdb: image '50': .*({problem}).*on_error='skip'"): imported(tmp_path, "coco.lmdb", made)
@@ -310,7 +312,8 @@ def test_an_id_that_is_no_text_is_one_that_is_none(tmp_path, name, make):
     (tmp_path / "files").mkdir()
     make(tmp_path / "files" / name)
     report = import_features(find_features(tmp_path / "files"), tmp_path / "store", on_error="skip")
-    assert report.rejected.values.tolist() == [[name, "\ufffd9", "'\ufffd9' is no id of coco"]] and len(RegionStore.open(tmp_path / "store")) == 1
+    assert report.rejected.values.tolist() == [[name, "\ufffd9", "'\ufffd9' is no id of coco"]]
+    assert len(RegionStore.open(tmp_path / "store")) == 1
 
 
 def test_a_mended_file_is_continued_without_reading_again(tmp_path, monkeypatch):

@@ -524,8 +524,9 @@ def test_given_boxes_are_those_of_training_and_all_candidates():
 
 
 @pytest.mark.parametrize("boxes, problem", [
-    ({"x": 1}, "{'x': 1} is no list"), (None, "None is no list"), ("abc", "'abc' is no list"), ([], r"\[\] is no list"), (7, "7 is no list"),
-    ([1, 2, 3], "1 is no box"), ([[1, 2, 3]], r"\[1, 2, 3\] is no box, which is four numbers"), ([[float("nan"), 1, 2, 3]], "nan, 1, 2, 3. is no box"),
+    ({"x": 1}, "{'x': 1} is no list"), (None, "None is no list"), ("abc", "'abc' is no list"), ([], r"\[\] is no list"),
+    (7, "7 is no list"), ([1, 2, 3], "1 is no box"), ([[1, 2, 3]], r"\[1, 2, 3\] is no box, which is four numbers"),
+    ([[float("nan"), 1, 2, 3]], "nan, 1, 2, 3. is no box"),
     ([[0, 0, 9, 9], [0, 0, float("inf"), 9]], "inf, 9. is no box"), ([[0, 0, 10 ** 400, 9]], "is no box"), ([["0", 0, 9, 9]], "is no box"),
     ([[0, 0, 9, True]], "is no box"), ([[[0, 0, 9, 9]]], "is no box"), ([[9, 0, 2, 9]], "has no area in the picture"),
     ([[0, 5, 9, 5]], "has no area"), ([[60, 0, 70, 9]], "has no area .* of 60 x 40 pixels"), ([[-9, -9, 0, 0]], "has no area")])
@@ -537,8 +538,8 @@ def test_what_is_no_box_is_named_with_its_picture(tmp_path, boxes, problem):
     assert len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize("text, problem", [('{"album:b": []}', "no picture 'album:b'"), ("[]", "not a JSON object"), ("{", "cannot be read"),
-                                           ("[" * 10 ** 5, "cannot be read .nested too deeply")])
+@pytest.mark.parametrize("text, problem", [('{"album:b": []}', "no picture 'album:b'"), ("[]", "not a JSON object"),
+                                           ("{", "cannot be read"), ("[" * 10 ** 5, "cannot be read .nested too deeply")])
 def test_what_is_no_file_of_boxes_is_named(tmp_path, text, problem):
     (tmp_path / "boxes.json").write_text(text)
     with pytest.raises(ValueError, match=f"boxes.json: .*{problem}"): read_boxes(tmp_path / "boxes.json", {})
@@ -642,7 +643,8 @@ def rows_of(edit):
 ODD = [None, [], "../../x", -1, 2 ** 62, 1.5, True, [{}]]
 WAYS = [("extractor",), ("extractor", "name"), ("class_names",), ("feature_dim",), ("images",), ("index",), ("index", "file"),
         ("index", "bytes"), ("shards",), ("shards", 0), ("shards", 0, "rows"), ("shards", 0, "fields"), ("shards", 0, "fields", "boxes"),
-        ("shards", 0, "fields", "boxes", "file"), ("shards", 0, "fields", "boxes", "bytes"), ("schema",), ("regions",), ("dtypes",), ("dtypes", "boxes")]
+        ("shards", 0, "fields", "boxes", "file"), ("shards", 0, "fields", "boxes", "bytes"), ("schema",), ("regions",),
+        ("dtypes",), ("dtypes", "boxes")]
 SOUND = {"extractor.name '../../x'", "class_names []", "schema True"}
 BYTES = {"no JSON": ("manifest.json", b"{"), "deep JSON": ("manifest.json", b"[" * 10 ** 5), "no text": ("manifest.json", b"\xff\xfe"),
          "a list": ("manifest.json", b"[]"), "a cut index": ("index.parquet", b"PAR1"), "a cut shard": ("boxes-00000.bin", bytes(16)),
