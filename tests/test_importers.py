@@ -181,6 +181,12 @@ def test_ids_that_are_none(collection, image):
     with pytest.raises(StoreError, match="is no id of"): canonical_key(collection, image)
 
 
+@pytest.mark.parametrize("collection, hint", [("cocoo", "did you mean 'coco'"), ("", "there are coco, refcoco, "),
+                                              (None, "there are coco, ")])
+def test_a_collection_that_is_none(collection, hint):
+    with pytest.raises(ValueError, match=f"no collection {collection!r}; {hint}"): canonical_key(collection, "5")
+
+
 def test_sources_are_found_by_content_and_named_by_prefix(tmp_path):
     assert find_features(tmp_path / "nothing") == []
     published.write_lmdb(tmp_path / "refcocog_gt", [record(1)])
@@ -193,6 +199,11 @@ def test_sources_are_found_by_content_and_named_by_prefix(tmp_path):
     with pytest.raises(StoreError, match="coco_empty: no features"): find_features(tmp_path)
     (tmp_path / "coco_empty").rename(tmp_path / "pictures")
     with pytest.raises(StoreError, match="pictures: name it by its images first"): find_features(tmp_path)
+
+
+def test_a_source_whose_name_is_no_text_is_to_be_renamed(tmp_path):
+    published.write_tsv(tmp_path / os.fsdecode(b"coco\xff.tsv"), [record(1)])
+    with pytest.raises(StoreError, match="coco.*.tsv: its name is no UTF-8 text"): find_features(tmp_path)
 
 
 def test_pieces_of_a_tsv_are_sources(tmp_path):
@@ -249,7 +260,11 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     (dict(features="not base64!"), "base64|alphabet|[Pp]adding"),
     (dict(features=base64.b64encode(b"12345678").decode()), "reshape"),
     (dict(features=None), "no features or x"), (dict(image_w=None), "no image_w or img_w"), (dict(image_h=0), "a picture of 640 x 0"),
-    (dict(image_w="wide"), "invalid literal"), (dict(boxes=["a"] * 4), "where numbers should be")])
+    (dict(image_w="wide"), "width is 'wide', not a whole number"),
+    (dict(num_boxes=np.inf), "num_boxes is inf, not a whole"), (dict(boxes=np.ones((4, 3))), r"boxes of shape \(4, 3\)"),
+    (dict(boxes=np.ones((4, 4, 4))), r"boxes of shape \(4, 4, 4\)"), (dict(boxes=3.), "boxes of shape"),
+    (dict(boxes=np.ones(6)), "boxes of shape"), (dict(features=3.), "one number, 3.0, where 4 rows"),
+    (dict(cls_prob=3.), "one number, 3.0, where 4 rows"), (dict(boxes=["a"] * 4), "where numbers should be")])
 def test_bad_records_are_named_and_the_rest_is_kept(tmp_path, change, problem):
     made = [record(image) | (change if image == 50 else {}) for image in range(60)]
     with pytest.raises(StoreError, match=f"coco.lmdb: image '50': .*({problem}).*on_error='skip'"): imported(tmp_path, "coco.lmdb", made)
@@ -257,6 +272,48 @@ def test_bad_records_are_named_and_the_rest_is_kept(tmp_path, change, problem):
     report = import_features(find_features(tmp_path / "files"), tmp_path / "store", on_error="skip")
     assert report.sources.loc[0, ["images", "rejected"]].tolist() == [59, 1] and len(RegionStore.open(tmp_path / "store")) == 59
     assert report.rejected[["source", "image"]].values.tolist() == [["coco.lmdb", "50"]]
+
+
+@pytest.mark.parametrize("content", [[1, 2], None, 5, "text", np.ones(3)], ids=str)
+def test_a_pickle_that_is_no_record_is_named(tmp_path, content):
+    lmdb_keys(tmp_path / "coco.lmdb", pickle.dumps([b"keys", b"1", b"2"]))
+    lmdb_put(tmp_path / "coco.lmdb", b"2", pickle.dumps(content))
+    report = import_features(find_features(tmp_path), tmp_path / "store", on_error="skip")
+    assert report.rejected.problem.tolist() == [f"a {type(content).__name__} where a dictionary should be"]
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("first", [dict(cls_prob=3.), dict(boxes=np.ones((4, 4, 4))), dict(boxes=np.ones((4, 3)))], ids=str)
+def test_a_first_record_that_is_none_moves_no_other(tmp_path, first, given):
+    boxes = {f"coco:{n}": to_fractions(record(n)["boxes"], 640, 480) for n in (1, 2)} if given else {}
+    report, store = imported(tmp_path, "coco.lmdb", [record(1) | first, record(2)], on_error="skip", given=given, annotated=boxes)
+    assert report.rejected.image.tolist() == ["1"] and store.keys() == ["coco:2"]
+
+
+def h5_group(path):
+    published.write_h5(path, [record(1)])
+    with h5py.File(path, "a") as file: file.copy("1", b"\xff9")
+
+
+def h5_listed(path):
+    published.write_h5_arrays(path, [record(1), record(2)])
+    with h5py.File(path, "a") as file:
+        del file["image_id"]
+        file["image_id"] = [b"1", b"\xff9"]
+
+
+def npy_named(path):
+    published.write_npy(path, [record(1), record(2)])
+    (path / "2.npy").rename(path / os.fsdecode(b"\xff9.npy"))
+
+
+@pytest.mark.parametrize("name, make", [("coco.h5", h5_group), ("coco.h5", h5_listed), ("coco", npy_named)])
+def test_an_id_that_is_no_text_is_one_that_is_none(tmp_path, name, make):
+    (tmp_path / "files").mkdir()
+    make(tmp_path / "files" / name)
+    report = import_features(find_features(tmp_path / "files"), tmp_path / "store", on_error="skip")
+    assert report.rejected.values.tolist() == [[name, "\ufffd9", "'\ufffd9' is no id of coco"]]
+    assert len(RegionStore.open(tmp_path / "store")) == 1
 
 
 def test_a_mended_file_is_continued_without_reading_again(tmp_path, monkeypatch):
@@ -547,15 +604,17 @@ def lmdb_cut(path):
     os.truncate(path / "data.mdb", 2 ** 15)
 
 
+def lmdb_put(path, key, value):
+    import lmdb
+    with lmdb.open(str(path), map_size=2**24) as env, env.begin(write=True) as transaction: transaction.put(key, value)
+
+
 def lmdb_keys(path, keys=b"cos\nsystem\n(S'touch broken-into'\ntR."):
-    import lmdb
     published.write_lmdb(path, [record(1)])
-    with lmdb.open(str(path), map_size=2**24) as env, env.begin(write=True) as transaction: transaction.put(b"keys", keys)
+    lmdb_put(path, b"keys", keys)
 
 
-def lmdb_msgpack(path):
-    import lmdb
-    with lmdb.open(str(path), map_size=2**24) as env, env.begin(write=True) as transaction: transaction.put(b"1", b"\x95\xc4\x0112")
+def lmdb_msgpack(path): lmdb_put(path, b"1", b"\x95\xc4\x0112")
 
 
 def tsv_hole(path):
@@ -628,6 +687,16 @@ def test_vinvl(tmp_path):
 def test_other_lines_of_two_columns_are_named(tmp_path, line, problem):
     (tmp_path / "coco.tsv").write_text(line)
     with pytest.raises(StoreError, match=f"coco.tsv: line 1 .*{problem}"): import_features(find_features(tmp_path), tmp_path / "store")
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_an_import_deletes_nothing_that_is_not_its_own(tmp_path, sound):
+    (tmp_path / "store").mkdir()
+    mine = ["boxes-2019.bin", "features-mine.bin", "index.parquet", "pytorch_model-00001-of-00002.bin"]
+    for name in mine: (tmp_path / "store" / name).write_text("mine")
+    with pytest.raises(StoreError, match="store: holds boxes-2019.bin, and no region store"):
+        imported(tmp_path, "coco.lmdb", [record(1) if sound else record("x")])
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == mine
 
 
 def test_a_wrong_folder_does_not_block_the_store(tmp_path):

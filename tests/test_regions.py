@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 
 import numpy as np
@@ -19,7 +20,7 @@ from vl12in1.regions import Regions, RegionStore, RegionWriter, StoreError, veri
 from vl12in1.regions.detector import (STRIDE, Detector, DetectorConfig, load_detector, non_maximum_suppression,
                                       pool_regions, read_picture, save_detector)
 from vl12in1.regions.detector_training import name_scores, recall, train_detector
-from vl12in1.regions.extraction import extract, extract_given, given_boxes
+from vl12in1.regions.extraction import extract, extract_given, given_boxes, read_boxes
 from vl12in1.regions.store import manifest_digest
 
 
@@ -305,6 +306,12 @@ def test_bad_regions_name_their_image(tmp_path, change, problem):
     assert len(write(tmp_path / "good", {"coco:3": Regions(**good)})) == 1
 
 
+@pytest.mark.parametrize("key, problem", [("album:\udcff", "no UTF-8 text"), ("a" * 1001, "its key has 1,001 bytes, more than 1,000")])
+def test_a_key_that_no_store_can_hold_is_refused_at_once(tmp_path, images, key, problem):
+    with pytest.raises(StoreError, match=f"image .*: .*{problem}"): write(tmp_path, images | {key: images["coco:1"]})
+    assert len(write(tmp_path, {"a" * 1000: images["coco:1"]})) == 21
+
+
 def _total(store, keys):
     return float(sum(store[key].features.astype(np.float64).sum() for key in keys))
 
@@ -516,6 +523,36 @@ def test_given_boxes_are_those_of_training_and_all_candidates():
     assert found["coco:9"].tolist() == sorted(map(list, [*drawn[:3], drawn[4]]))
 
 
+@pytest.mark.parametrize("boxes, problem", [
+    ({"x": 1}, "{'x': 1} is no list"), (None, "None is no list"), ("abc", "'abc' is no list"), ([], r"\[\] is no list"),
+    (7, "7 is no list"), ([1, 2, 3], "1 is no box"), ([[1, 2, 3]], r"\[1, 2, 3\] is no box, which is four numbers"),
+    ([[float("nan"), 1, 2, 3]], "nan, 1, 2, 3. is no box"),
+    ([[0, 0, 9, 9], [0, 0, float("inf"), 9]], "inf, 9. is no box"), ([[0, 0, 10 ** 400, 9]], "is no box"), ([["0", 0, 9, 9]], "is no box"),
+    ([[0, 0, 9, True]], "is no box"), ([[[0, 0, 9, 9]]], "is no box"), ([[9, 0, 2, 9]], "has no area in the picture"),
+    ([[0, 5, 9, 5]], "has no area"), ([[60, 0, 70, 9]], "has no area .* of 60 x 40 pixels"), ([[-9, -9, 0, 0]], "has no area")])
+def test_what_is_no_box_is_named_with_its_picture(tmp_path, boxes, problem):
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    (tmp_path / "boxes.json").write_text(json.dumps({"album:a": boxes}))
+    with pytest.raises(ValueError, match=f"boxes.json: boxes of 'album:a': .*{problem}") as error:
+        read_boxes(tmp_path / "boxes.json", {"album:a": tmp_path / "a.png"})
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("text, problem", [('{"album:b": []}', "no picture 'album:b'"), ("[]", "not a JSON object"),
+                                           ("{", "cannot be read"), ("[" * 10 ** 5, "cannot be read .nested too deeply")])
+def test_what_is_no_file_of_boxes_is_named(tmp_path, text, problem):
+    (tmp_path / "boxes.json").write_text(text)
+    with pytest.raises(ValueError, match=f"boxes.json: .*{problem}"): read_boxes(tmp_path / "boxes.json", {})
+
+
+def test_boxes_that_are_asked_for_are_fractions_of_their_pictures(tmp_path):
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    images = {"album:a": tmp_path / "a.png", "album:b": tmp_path / "a.png"}
+    (tmp_path / "boxes.json").write_text('{"album:a": [[0, 0, 30, 20], [-3, 10.0, 90, 40]], "album:b": [6, 4, 60, 40]}')
+    boxes = read_boxes(tmp_path / "boxes.json", images)
+    assert boxes["album:a"].tolist() == [[0, 0, .5, .5], [-.05, .25, 1.5, 1]] and boxes["album:b"].tolist() == [[.1, .1, 1, 1]]
+
+
 def test_given_boxes_keep_their_order(trained, tmp_path):
     images, objects, detector = trained
     boxes = {key: np.array(sorted(rows.tolist())) for key, rows in objects.groupby("image")["box"]}
@@ -524,6 +561,47 @@ def test_given_boxes_keep_their_order(trained, tmp_path):
         regions = store[key]
         np.testing.assert_allclose(to_fractions(regions.boxes, regions.width, regions.height), fractions, atol=1e-6)
         same_regions(regions, detector.describe([read_picture(images[key])], [regions.boxes])[0])
+
+
+# --- folders that hold other files
+
+MINE = ["pytorch_model-00001-of-00002.bin", "index.parquet", "features-mine.bin", "boxes-2019.bin", "notes-draft.bin"]
+
+
+def filled(folder, *names):
+    "A folder of somebody's files."
+    folder.mkdir(parents=True)
+    for name in names: (folder / name).write_bytes(b"mine")
+    return folder
+
+
+@pytest.mark.parametrize("names", [MINE, *([name] for name in MINE), ["features-00000.bin"], ["notes.txt", "journal"], ["journal", *MINE]])
+def test_no_store_begins_among_other_files(tmp_path, images, names):
+    folder = filled(tmp_path / "mine", *names)
+    with pytest.raises(StoreError, match=f"mine: holds {min(set(names) - {'journal'})}, and no .* write to a folder that is empty"):
+        write(folder, images)
+    assert contents(folder) == dict.fromkeys(names, b"mine")
+
+
+def test_a_store_that_has_lost_its_manifest_is_kept(tmp_path, images):
+    write(tmp_path, images)
+    (tmp_path / "manifest.json").unlink()
+    before = contents(tmp_path)
+    with pytest.raises(StoreError, match="holds boxes-00000.bin, and no region store that was begun"): write(tmp_path, images)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("size", [500, 2**30])
+def test_a_begun_store_goes_on_beside_other_files(tmp_path, many, size):
+    unfinished(tmp_path, many, size)
+    for name in ("notes-draft.bin", "features-mine.bin", ".index.parquet.7.part"): (tmp_path / name).write_bytes(b"mine")
+    assert go_on(tmp_path, many, size) == 100
+    assert verify(tmp_path)["images"] == 150 and (tmp_path / "notes-draft.bin").read_bytes() == b"mine"
+
+
+def test_hidden_files_are_in_nobodys_way(tmp_path, images):
+    (tmp_path / ".gitignore").write_text("*")
+    assert len(write(tmp_path, images)) == len(images) and (tmp_path / ".gitignore").exists()
 
 
 # --- stores that are damaged, or somebody else's
@@ -565,7 +643,8 @@ def rows_of(edit):
 ODD = [None, [], "../../x", -1, 2 ** 62, 1.5, True, [{}]]
 WAYS = [("extractor",), ("extractor", "name"), ("class_names",), ("feature_dim",), ("images",), ("index",), ("index", "file"),
         ("index", "bytes"), ("shards",), ("shards", 0), ("shards", 0, "rows"), ("shards", 0, "fields"), ("shards", 0, "fields", "boxes"),
-        ("shards", 0, "fields", "boxes", "file"), ("shards", 0, "fields", "boxes", "bytes"), ("schema",)]
+        ("shards", 0, "fields", "boxes", "file"), ("shards", 0, "fields", "boxes", "bytes"), ("schema",), ("regions",),
+        ("dtypes",), ("dtypes", "boxes")]
 SOUND = {"extractor.name '../../x'", "class_names []", "schema True"}
 BYTES = {"no JSON": ("manifest.json", b"{"), "deep JSON": ("manifest.json", b"[" * 10 ** 5), "no text": ("manifest.json", b"\xff\xfe"),
          "a list": ("manifest.json", b"[]"), "a cut index": ("index.parquet", b"PAR1"), "a cut shard": ("boxes-00000.bin", bytes(16)),
@@ -594,6 +673,22 @@ def test_a_manifest_that_does_not_say_what_was_written(tmp_path, old, new):
     before, _, after = text.rpartition(old)
     (store / "manifest.json").write_text(before + new + after)
     with pytest.raises(StoreError, match="manifest.json: damaged"): RegionStore.open(store)
+
+
+@pytest.mark.parametrize("entry, value, problem", [
+    ("regions", "x", "its regions are 'x', and its shards have 12"), ("regions", 5, "its regions are 5, and its shards have 12"),
+    ("dtypes", {"features": "<f2", "boxes": "<f8"}, "its dtypes are not {'features': '<f2', 'boxes': '<f4'}")])
+def test_entries_of_a_manifest_agree_with_its_shards(tmp_path, entry, value, problem):
+    store = two_stores(tmp_path)
+    edited(entry, value=value)(store)
+    with pytest.raises(StoreError, match=f"manifest.json: damaged, {re.escape(problem)}; copy it again"): verify(store)
+
+
+def test_what_a_manifest_written_by_hand_leaves_out_is_counted(tmp_path):
+    store = two_stores(tmp_path)
+    manifest = json.loads((store / "manifest.json").read_text())
+    (store / "manifest.json").write_text(json.dumps({name: manifest[name] for name in manifest.keys() - {"regions", "dtypes", "sha256"}}))
+    assert verify(store)["regions"] == 12 and len(RegionStore.open(store)) == 6
 
 
 @pytest.mark.parametrize("damage", BROKEN)

@@ -185,6 +185,17 @@ def test_other_pictures_than_it_was_begun_with_are_an_error(pictures, detector, 
     with pytest.raises(StoreError, match=message): extract(detector, change(images_in(pictures)), tmp_path, batch_size=4)
 
 
+@pytest.mark.parametrize("name", ["index.parquet", "features-00000.bin", "notes.txt", "parts/wheel.jpg"])
+@pytest.mark.parametrize("complete", [False, True])
+def test_no_part_is_written_among_other_files(pictures, detector, tmp_path, name, complete):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"mine")
+    if complete: (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(StoreError, match="holds"): extract(detector, images_in(pictures), tmp_path, batch_size=4)
+    assert [each for each in tmp_path.rglob("*") if each.is_file() and each.name != "manifest.json"] == [path]
+
+
 def test_what_one_process_is_writing_no_other_one_touches(pictures, detector, one, tmp_path):
     images, part = images_in(pictures), tmp_path / "store/parts/00002-of-00006"
     with pytest.raises(KeyboardInterrupt), RegionWriter(part, **detector.record("detected")):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Regions', 'RegionStore', 'RegionWriter', 'StoreError', 'verify', 'Detector', 'DetectorConfig', 'load_detector',
            'read_picture', 'save_detector', 'name_scores', 'recall', 'train_detector', 'ImportReport', 'canonical_key',
-           'find_features', 'import_features', 'check_pair', 'extract', 'extract_given', 'given_boxes',
+           'find_features', 'import_features', 'check_pair', 'extract', 'extract_given', 'given_boxes', 'read_boxes',
            'PretrainedBackbone', 'PretrainedDetector', 'extract_by', 'open_detector', 'FasterRCNN', 'read_class_names',
            'read_detector', 'region_names']
 
@@ -15,7 +15,7 @@ from .writing import RegionWriter, verify
 from .detector import Detector, DetectorConfig, load_detector, read_picture, save_detector
 from .detector_training import name_scores, recall, train_detector
 from .importers import ImportReport, canonical_key, find_features, import_features
-from .extraction import check_pair, extract, extract_given, given_boxes
+from .extraction import check_pair, extract, extract_given, given_boxes, read_boxes
 from .pretrained import PretrainedBackbone, PretrainedDetector
 from .faster_rcnn import FasterRCNN, read_class_names, read_detector, region_names
 from .together import extract_by, open_detector
@@ -24,5 +24,5 @@ from .together import extract_by, open_detector
 _all_ = ["Regions", "RegionStore", "RegionWriter", "StoreError", "verify", "Detector", "DetectorConfig",
          "load_detector", "read_picture", "save_detector", "name_scores", "recall", "train_detector",
          "ImportReport", "canonical_key", "find_features", "import_features", "check_pair", "extract",
-         "extract_given", "given_boxes", "PretrainedBackbone", "PretrainedDetector", "extract_by", "open_detector",
+         "extract_given", "given_boxes", "read_boxes", "PretrainedBackbone", "PretrainedDetector", "extract_by", "open_detector",
          "FasterRCNN", "read_class_names", "read_detector", "region_names"]

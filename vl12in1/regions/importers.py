@@ -19,6 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..boxes import xywh_to_xyxy
+from ..fields import shown, suggestion
 from ..files import write_text
 from .published import Record, Source, listed, open_source
 from .store import Regions, StoreError
@@ -38,7 +39,8 @@ def canonical_key(collection: str,      # a key of `_COLLECTIONS`
                   image: str,           # upstream's id, with or without ending and folders
                   identity: dict = {},  # alias -> canonical key, as from `corpora.identity`
                  ) -> str:
-    "Image key of an upstream id; StoreError if it is no id of the collection."
+    "Image key of an upstream id; StoreError if it is no id of the collection, ValueError if there is no such collection."
+    if collection not in _COLLECTIONS: raise ValueError(f"no collection {shown(collection)}{suggestion(collection, _COLLECTIONS)}")
     stem = re.sub(r"\.(jpe?g|png)$", "", image.rpartition("/")[2], flags=re.IGNORECASE)
     name, pattern = _COLLECTIONS[collection]
     match = re.fullmatch(pattern, stem, re.IGNORECASE | re.ASCII)
@@ -63,6 +65,8 @@ def find_features(folder: str | Path) -> list[Source]:
         if path.name.endswith(_BESIDE): continue
         collections = [name for name in _COLLECTIONS if path.name.lower().startswith(name)]
         if not collections: raise StoreError(f"{path}: name it by its images first: {', '.join(_COLLECTIONS)}")
+        if path.name.encode("utf-8", "replace").decode() != path.name:
+            raise StoreError(f"{path}: its name is no UTF-8 text; give it another one")
         if not (format := _format(path)):
             if deeper := next(path.glob("*/data.mdb"), None):
                 raise StoreError(f"{path}: its LMDB is one level deeper; move {deeper.parent.name} up, into {folder}")

@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import re
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from math import prod
@@ -20,6 +21,7 @@ from zipfile import ZipFile
 
 import numpy as np
 
+from ..fields import shown
 from ..files import StandIn, plain_pickle, regular
 from .lmdb_pages import LmdbPages
 from .store import StoreError
@@ -113,6 +115,10 @@ class Record:
     class_probs: np.ndarray | None
     fractions: bool = False
 
+def as_text(image) -> str:
+    "An upstream id as text; bytes that are no UTF-8 are replaced, and no id of a collection has those."
+    return image.decode("utf-8", "replace") if isinstance(image, bytes) else str(image)
+
 ALIASES = {"features": ("features", "x"), "boxes": ("boxes", "bbox", "norm_bb"),
            "width": ("image_w", "img_w", "image_width", "width"),
            "height": ("image_h", "img_h", "image_height", "height"),
@@ -128,32 +134,37 @@ def _numbers(value) -> np.ndarray:
     if np.asarray(value).dtype.kind not in "fiu": raise ValueError(f"{np.asarray(value).dtype} where numbers should be")
     return np.asarray(value)
 
-def _count(value) -> int:
-    "A whole number, from a number, an array of one, or text."
-    return int(np.asarray(value).reshape(()).item())
+def _count(name: str, value) -> int:
+    "A whole number, from a number, an array of one, or text; ValueError that names it if it is none."
+    try: return int(np.asarray(value).reshape(()).item())
+    except (ValueError, TypeError, OverflowError): raise ValueError(f"{name} is {shown(value)}, not a whole number") from None
 
 # %% ../../nbs/31_published.ipynb #to-record
 def _as_rows(array, count: int):
     "Numbers of `count` regions as (count, D), from a flat array or from a column per region; None stays None."
     if array is None: return None
     array = _numbers(array)
+    if array.ndim == 0: raise ValueError(f"one number, {array}, where {count} rows of numbers should be")
     if array.ndim == 1: return array.reshape(count, -1)
     return array.T if array.ndim == 2 and len(array) != count and array.shape[1] == count else array
 
 def to_record(fields) -> Record:
     "The record in a mapping with published names; ValueError if something is missing or no number."
+    if not isinstance(fields, Mapping): raise ValueError(f"a {type(fields).__name__} where a dictionary should be")
     values = {name: next((value for alias in aliases if (value := fields.get(alias)) is not None), None)
               for name, aliases in ALIASES.items()}
     for name in ("features", "boxes", "width", "height"):
         if values[name] is None:
             elsewhere = "; how large the picture is must come from elsewhere: add it to the record" * (name in ("width", "height"))
             raise ValueError(f"no {' or '.join(ALIASES[name])}{elsewhere}")
-    width, height, boxes = _count(values["width"]), _count(values["height"]), _numbers(values["boxes"])
-    boxes = boxes.reshape(-1, 4) if boxes.ndim == 1 else boxes[:, :4]
+    width, height, boxes = _count("width", values["width"]), _count("height", values["height"]), _numbers(values["boxes"])
+    if boxes.ndim == 1 and boxes.size % 4 == 0: boxes = boxes.reshape(-1, 4)
+    if boxes.ndim != 2 or boxes.shape[1] < 4: raise ValueError(f"boxes of shape {boxes.shape}, where each has four numbers")
+    boxes = boxes[:, :4]
     if not len(boxes): raise ValueError("no regions; an image needs at least one")
     fractions = max(width, height) > 1 and boxes.max() <= 1
     if fractions: boxes = boxes * np.array([width, height] * 2, dtype=float)
-    count = None if values["num_boxes"] is None else _count(values["num_boxes"])
+    count = None if values["num_boxes"] is None else _count("num_boxes", values["num_boxes"])
     return Record(_as_rows(values["features"], len(boxes)), boxes, width, height, count, _as_rows(values["class_probs"], len(boxes)),
                   bool(fractions))
 
@@ -174,7 +185,7 @@ class LmdbReader:
     def __iter__(self):
         for key in self._keys():
             key = key if isinstance(key, bytes) else str(key).encode("utf-8", "replace")
-            if key not in (b"keys", b"__keys__"): yield key.decode("utf-8", "replace"), key
+            if key not in (b"keys", b"__keys__"): yield as_text(key), key
 
     def read(self, key: bytes) -> Record:
         value = self.pages.get(key)
@@ -228,7 +239,7 @@ class TsvReader:
         offset = 0
         with open(self.path, "rb", buffering=2**20) as file:  # a line is half a megabyte or more
             while line := self._line(file):
-                if line.strip(): yield line[:line.find(b"\t")].decode("utf-8", "replace"), (offset, len(line))
+                if line.strip(): yield as_text(line[:line.find(b"\t")]), (offset, len(line))
                 offset += len(line)
 
     def read(self, place) -> Record:
@@ -289,10 +300,9 @@ class Hdf5Reader:
             raise StoreError(f"{path}: {len(self.ids):,} ids of {pictures:,} pictures; get the file again")
 
     def __iter__(self):
-        if self.ids is None: yield from ((name, name) for name in self.file)
+        if self.ids is None: yield from ((as_text(name), name) for name in self.file)
         else:
-            for row, image in enumerate(self.ids):
-                yield image.decode() if isinstance(image, bytes) else str(image), row
+            for row, image in enumerate(self.ids): yield as_text(image), row
 
     def read(self, place) -> Record:
         holder = self.file if self.ids is not None else _inside(self.file, place, self.path)
@@ -300,7 +310,7 @@ class Hdf5Reader:
         held = {name: _inside(holder, name, self.path) for aliases in ALIASES.values() for name in aliases}
         fields = {name: _checked(array, self.path, parts)[row] for name, array in held.items() if array is not None}
         if self.ids is not None and "num_boxes" in fields and fields["boxes"].ndim == 2:
-            fields |= {name: fields[name][:int(fields["num_boxes"])] for name in fields if np.ndim(fields[name]) == 2}
+            fields |= {name: fields[name][:_count("num_boxes", fields["num_boxes"])] for name in fields if np.ndim(fields[name]) == 2}
         return to_record(fields)
 
     def close(self): self.file.close()
@@ -312,7 +322,7 @@ class FolderReader:
 
     def __iter__(self):
         for file in sorted(self.path.rglob("*.np[yz]")):
-            if not file.stem.endswith("_info"): yield file.stem, file
+            if not file.stem.endswith("_info"): yield as_text(os.fsencode(file.stem)), file
 
     def read(self, file: Path) -> Record:
         if file.suffix == ".npz":

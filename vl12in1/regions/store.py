@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
+from ..fields import shown
 from ..files import plain_json, regular
 
 # %% ../../nbs/30_store.ipynb #regions
@@ -97,6 +98,10 @@ def manifest_problem(manifest) -> str:
     shards = manifest.get("shards")
     if not isinstance(shards, list) or not all(_is_shard(shard, widths) for shard in shards):
         return "its shards are not files of features, boxes (and class_probs) with as many bytes as their rows take"
+    types, held = {field: FIELDS[field] for field in widths}, sum(shard["rows"] for shard in shards)
+    if manifest.get("dtypes", types) != types: return f"its dtypes are not {types}"
+    if not _whole(regions := manifest.get("regions", held)) or regions != held:
+        return f"its regions are {shown(regions)}, and its shards have {held}"
     if manifest.get("sha256") not in (None, manifest_digest(manifest)): return "it does not say what was written"
     return ""
 
@@ -114,6 +119,7 @@ def load_manifest(folder: Path) -> dict:
         found = repr(manifest.get("schema")) if isinstance(manifest, dict) else "missing"
         raise StoreError(f"{folder}: schema {found[:40]}, this version reads {SCHEMA}; extract again")
     if problem := manifest_problem(manifest): raise StoreError(f"{path}: damaged, {problem}; copy it again, or run the extraction again")
+
     return manifest
 
 def read_manifest(folder) -> dict:
