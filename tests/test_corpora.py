@@ -363,6 +363,8 @@ WRONG = {  # name -> corpus, change, (file, record, field) of the error, words o
     "gqa: wrong type": ("gqa", _set(GQA, "02", "answer", True), (GQA, "02", "answer"), "expected str, found True"),
     "vg: missing field": ("visual_genome", _set(GENOME, 0, "qas", 5, "answer", DELETE),
         (GENOME, "0.qas[5]", "answer"), "missing"),
+    "vg: question is a number": ("visual_genome", _set(GENOME, 0, "qas", 0, 5), (GENOME, "0.qas[0]", "qa_id"), "missing"),
+    "vg: question is null": ("visual_genome", _set(GENOME, 0, "qas", [None]), (GENOME, "0.qas[0]", "qa_id"), "missing"),
     "vg: unknown image": ("visual_genome", _set(GENOME, 0, "qas", 5, "image_id", 77),
         (GENOME, "0.qas[5]", "image_id"), "no 77 in"),
     "vg: twice": ("visual_genome", _set(GENOME, 0, "qas", 5, "qa_id", 6), (GENOME, None, None), "'6'"),

@@ -193,7 +193,7 @@ def _genome_block(entries: Records) -> tuple[Records, Records, str]:
     "The questions of a block, the records that name their images, and in which field."
     if spelling(entries, "qas", "question") == "question": return entries, entries, spelling(entries, "image_id", "image")
     questions, owners = nested(entries, "qas")
-    located = questions if questions.rows and "image_id" in questions.rows[0] else choose(entries, owners)
+    located = questions if spelling(questions, "", "image_id") else choose(entries, owners)
     return questions, located, spelling(located, "image_id", "id")
 
 def _genome_blocks(root, file, keys: dict[int, str]) -> Iterator[dict]:
