@@ -409,5 +409,5 @@ def stack(parts: Iterable) -> pd.DataFrame:
 # %% ../../nbs/20_frames.ipynb #by-split
 def by_split(columns, splits: list[str], file) -> dict[str, pd.DataFrame]:
     "Example frames `train`, `val` and `test` of rows (`columns`); `splits` is the split of each. CorpusErrors name `file`."
-    rows, splits = pd.DataFrame(columns), np.array(splits, dtype=object)
-    return {split: frame(rows[splits == split].reset_index(drop=True), file) for split in ("train", "val", "test")}
+    rows, splits = frame(columns, file), np.array(splits, dtype=object)
+    return {split: rows[splits == split].reset_index(drop=True) for split in ("train", "val", "test")}
