@@ -441,6 +441,8 @@ WRONG = {  # name -> corpus, change, (file, record, field) of the error, words o
         (VIZWIZ, None, None), "ids repeat another"),
     "captions: columns": ("conceptual_captions", _set(CAPTIONS, "a cup\thttp://x/1\na dog\n"),
                           (CAPTIONS, 1, None), "found 1 columns"),
+    "captions: the other way round": ("conceptual_captions", _set(CAPTIONS, "a cup\thttp://x/1\nhttps://x/2\ta dog\n"),
+                                      (CAPTIONS, 1, None), "found address, tab, caption"),
 }
 
 
