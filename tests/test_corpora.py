@@ -484,7 +484,7 @@ def test_stored_frames_are_what_was_read(tmp_path, content):
 
 
 def test_what_hangs_over_is_cut_off(tmp_path, content):
-    content[INSTANCES]["annotations"][0]["bbox"] = [-8, 10, 1010, 40.9]
+    content[INSTANCES]["annotations"][0]["bbox"] = [-8, 10, 110, 40.9]
     train = corpora.load(write(tmp_path, content), only=["refcocog"])["refcocog"]["train"]
     assert train["box"][0] == pytest.approx((0, .2, 1, 1))
 
@@ -585,7 +585,7 @@ def test_last_images_holds_whole_images_and_just_enough(images, count):
     assert held >= min(count, len(images)) and held - entries[min(chosen)] < count
 
 
-@given(st.lists(st.tuples(st.floats(0, 40), st.floats(0, 40), st.floats(1.5, 40), st.floats(1.5, 40)), max_size=5),
+@given(st.lists(st.tuples(st.floats(0, 40), st.floats(0, 40), st.floats(2.5, 40), st.floats(2.5, 40)), max_size=5),
        st.integers(80, 200), st.integers(80, 200))
 def test_boxes_inside_are_kept(boxes, width, height):
     corners = np.array([(x, y, x + w, y + h) for x, y, w, h in boxes]).reshape(-1, 4)
@@ -600,8 +600,9 @@ coordinates = st.floats(-60, 110)
 @given(st.lists(st.tuples(coordinates, coordinates, st.floats(0, 90), st.floats(0, 90)), min_size=1, max_size=5))
 def test_boxes_are_cut_to_at_least_one_pixel_of_the_picture_or_refused(boxes):
     corners = np.array([(x, y, x + w, y + h) for x, y, w, h in boxes])
-    if ((corners[:, :2] > 50) | (corners[:, 2:] < 0)).any():
-        with pytest.raises(CorpusError, match="does not lie in its picture"):
+    outside = ((corners[:, :2] > 50) | (corners[:, :2] < -50) | (corners[:, 2:] < 0) | (corners[:, 2:] > 100)).any()
+    if outside or corners[:, 2:].max() <= 2:
+        with pytest.raises(CorpusError, match="does not lie in its picture" if outside else "found fractions of pictures"):
             fractions(corners, [(50, 50)] * len(boxes), Records(Path("f"), [{}] * len(boxes)))
     else:
         found = fractions(corners, [(50, 50)] * len(boxes), Records(Path("f"), [])) * 50
@@ -612,10 +613,24 @@ def test_boxes_are_cut_to_at_least_one_pixel_of_the_picture_or_refused(boxes):
 
 
 @pytest.mark.parametrize("corners, size", [((10, 10, 9, 20), (50, 50)), ((np.nan, 10, 20, 20), (50, 50)),
-                                           ((1, 1, np.inf, 2), (50, 50)), ((0, 0, 0, 0), (0, 50)), ((0, 0, 1, 1), (-1, 9))])
+                                           ((1, 1, np.inf, 2), (50, 50)), ((0, 0, 1e9, 1e9), (50, 50)),
+                                           ((-51, 0, 9, 9), (50, 50)), ((0, 0, 0, 0), (0, 50)), ((0, 0, 1, 1), (-1, 9))])
 def test_boxes_that_are_none_are_refused(corners, size):
     with pytest.raises(CorpusError, match="does not lie in its picture"):
         fractions([corners], [size], Records(Path("f"), [{}]))
+
+
+def test_boxes_in_fractions_are_refused(tmp_path, content):
+    for corpus, path, boxes in (("refcocog", INSTANCES, content[INSTANCES]["annotations"]),
+                                ("guesswhat", GAMES, [box for game in content[GAMES] for box in game["objects"]])):
+        for box in boxes: box["bbox"] = [.1, .25, .9, .75]
+        with pytest.raises(CorpusError, match=re.escape(path) + ": field 'bbox': .*expected pixels, found fractions"):
+            corpora.load(write(tmp_path, content), only=[corpus])
+    for box in content[V7W]["boxes"]: box |= dict(x=0, y=.5, width=1, height=.5)
+    content["visual_genome/objects.json"][0]["objects"][0] |= dict(x=0, y=.5, w=1, h=.5)
+    write(tmp_path, content)
+    with pytest.raises(CorpusError, match="expected pixels, found fractions"): corpora.load(tmp_path, only=["visual7w"])
+    with pytest.raises(CorpusError, match="objects.json: .*expected x, y, w and h in pixels"): corpora.visual_genome_objects(tmp_path)
 
 
 def test_empty_columns_have_the_shape_of_full_ones():
