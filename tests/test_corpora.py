@@ -19,6 +19,7 @@ from vl12in1 import cleaning, corpora, world
 from vl12in1.corpora import CorpusError, captions, frames
 from vl12in1.corpora.answering import last_images
 from vl12in1.corpora.frames import Records, box_column, choose, fractions, gather, nested, read_json_lines, read_pickle
+from vl12in1.corpora.layout import SizeWarning
 from vl12in1.examples.stored import read_frames, write_frames
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -487,6 +488,17 @@ def test_what_hangs_over_is_cut_off(tmp_path, content):
     content[INSTANCES]["annotations"][0]["bbox"] = [-8, 10, 110, 40.9]
     train = corpora.load(write(tmp_path, content), only=["refcocog"])["refcocog"]["train"]
     assert train["box"][0] == pytest.approx((0, .2, 1, 1))
+
+
+@pytest.mark.parametrize("corpus, path, emptied, empty", [
+    ("coco_captions", "coco_captions/dataset_coco.json", lambda file: [image.update(split="train") for image in file["images"]], "val, test"),
+    ("refcoco", "refcoco/refcoco/refs(unc).p", lambda file: [reference.update(split="val") for reference in file], "train, test"),
+    ("guesswhat", "guesswhat/guesswhat.train.jsonl.gz", lambda file: [game.update(status="failure") for game in file], "train")])
+def test_a_split_without_examples_is_doubted(tmp_path, content, corpus, path, emptied, empty):
+    emptied(content[path])
+    root = write(tmp_path, content)
+    with pytest.warns(SizeWarning, match=f"{re.escape(str(root))}: no example of {empty} in .*{re.escape(path)}"):
+        corpora.load(root, only=[corpus])
 
 
 def test_malformed_line_is_named(tmp_path, content):
