@@ -491,7 +491,7 @@ def test_what_hangs_over_is_cut_off(tmp_path, content):
 
 
 @pytest.mark.parametrize("corpus, path, emptied, empty", [
-    ("coco_captions", "coco_captions/dataset_coco.json", lambda file: [image.update(split="train") for image in file["images"]], "val, test"),
+    ("coco_captions", COCO, lambda file: [image.update(split="train") for image in file["images"]], "val, test"),
     ("refcoco", "refcoco/refcoco/refs(unc).p", lambda file: [reference.update(split="val") for reference in file], "train, test"),
     ("guesswhat", "guesswhat/guesswhat.train.jsonl.gz", lambda file: [game.update(status="failure") for game in file], "train")])
 def test_a_split_without_examples_is_doubted(tmp_path, content, corpus, path, emptied, empty):

@@ -377,7 +377,8 @@ def fractions(
         raise records.error(wrong, field, f"box with corners {np.round(corners[wrong], 2).tolist()} does not lie in "
                             f"its picture of {sizes[wrong, 0]:g} x {sizes[wrong, 1]:g} pixels")
     if len(corners) and high.max() <= 2 < sizes.min():
-        raise CorpusError(records.file, field=field, problem="no box reaches beyond two pixels; expected pixels, found fractions of pictures")
+        raise CorpusError(records.file, field=field, problem="no box reaches beyond two pixels; expected pixels, found "
+                          "fractions of pictures")
     low = np.clip(low, 0, sizes - 1)
     return np.hstack([low, np.clip(high, low + 1, sizes)]) / np.tile(sizes, 2)
 

@@ -44,7 +44,8 @@ def _split(root, split) -> pd.DataFrame:
     columns = {"uid": questions.column("image"), "images": [(key,) for key in keys], "text": questions.column("question")}
     secret = split == "test" and not any("answers" in row for row in questions.rows)
     counted(root, path, count)
-    return frame(columns | {"answers": [()] * count if secret else ten_answers(questions), "answer_type": optional(questions, "answer_type", ""),
+    return frame(columns | {"answers": [()] * count if secret else ten_answers(questions),
+                            "answer_type": optional(questions, "answer_type", ""),
                             "answerable": [-1] * count if secret else _judged(questions)}, file)
 
 def read_vizwiz(root) -> dict[str, pd.DataFrame]:
