@@ -206,9 +206,14 @@ def test_second_test_sets_count():
     assert cleaning.overlap_matrix(frames).loc["nlvr2", "nlvr2"] == 50
 
 
+def test_a_corpus_of_ones_own_tests_on_whatever_it_calls_so():
+    frames = frames_of({"mine": {"train": [("mine:a",), ("mine:b",)], "dev": [("mine:b",)]}})
+    assert cleaning.test_images(frames, {"mine": ("dev",)}) == {"mine:b"}
+
+
 @pytest.mark.parametrize("tests, message", [
     ({"imagenet": ("test",)}, r"no corpus \['imagenet'\]"), ({"vqa": ("train",)}, "vqa: 'train' is no split to test on"),
-    ({"vqa": "val"}, "vqa: 'v' is no split"), ({"vqa": ("val", "minival")}, "'minival'"), ({"vqa": ("",)}, "vqa: '' is no split"),
+    ({"vqa": "val"}, "vqa: 'val' is one text"), ({"vqa": ("val", "minival")}, "'minival'"), ({"vqa": ("",)}, "vqa: '' is no split"),
     *(({"vqa": ("val", name)}, f"vqa: '{name}' is no split to test on; there are val, test$")
       for name in ("test2015", "test-dev", "testdev", "test1", "testA", "testt", "valid", "val2014")),
     ({"nlvr2": ("test1",)}, "nlvr2: 'test1' is no split"), ({"conceptual_captions": ("test",)}, "'test' is no split .* there are val$"),

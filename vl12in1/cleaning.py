@@ -31,8 +31,9 @@ def _check_tests(frames, tests) -> None:
     if unknown:
         raise ValueError(f"tests: no corpus {sorted(unknown)}; there are {', '.join(corpora.READERS)}")
     for corpus, names in tests.items():
-        there = [split for split in frames.get(corpus, ("val", "test")) if split.startswith(("val", "test"))]
-        wrong = [name for name in names if not name.startswith(("val", "test")) or not any(split.startswith(name) for split in there)]
+        if isinstance(names, str): raise ValueError(f"tests: {corpus}: {names!r} is one text; expected a tuple of beginnings")
+        there = [split for split in frames.get(corpus, ("val", "test")) if not split.startswith("train")]
+        wrong = [name for name in names if not name or not any(split.startswith(name) for split in there)]
         if wrong:
             raise ValueError(f"tests: {corpus}: {wrong[0]!r} is no split to test on; there are {', '.join(there) or 'none'}")
 
