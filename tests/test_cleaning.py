@@ -163,7 +163,10 @@ def counted(structure, tests):
 @given(wide, SPLITS)
 @tries(40)
 def test_any_choice_of_test_splits(structure, tests):
-    frames, chosen = frames_of(structure), counted(structure, tests)
+    frames = frames_of(structure)
+    tests = {corpus: tuple(name for name in names if name in structure.get(corpus, ("val", "test")) or
+                           name == "test" and "test2" in structure[corpus]) for corpus, names in tests.items()}
+    chosen = counted(structure, tests)
     held_out = {key for corpus, split in chosen for keys in structure[corpus][split] for key in keys}
     assert cleaning.test_images(frames, tests) == held_out
     learning = {(corpus, split) for corpus in structure for split in ("train", "val")} - chosen
@@ -203,14 +206,32 @@ def test_second_test_sets_count():
     assert cleaning.overlap_matrix(frames).loc["nlvr2", "nlvr2"] == 50
 
 
+def test_a_corpus_of_ones_own_tests_on_whatever_it_calls_so():
+    frames = frames_of({"mine": {"train": [("mine:a",), ("mine:b",)], "dev": [("mine:b",)]}})
+    assert cleaning.test_images(frames, {"mine": ("dev",)}) == {"mine:b"}
+
+
 @pytest.mark.parametrize("tests, message", [
     ({"imagenet": ("test",)}, r"no corpus \['imagenet'\]"), ({"vqa": ("train",)}, "vqa: 'train' is no split to test on"),
-    ({"vqa": "val"}, "vqa: 'v' is no split"), ({"vqa": ("val", "minival")}, "'minival'")])
+    ({"vqa": "val"}, "vqa: 'val' is one text"), ({"vqa": ("val", "minival")}, "'minival'"), ({"vqa": ("",)}, "vqa: '' is no split"),
+    *(({"vqa": ("val", name)}, f"vqa: '{name}' is no split to test on; there are val, test$")
+      for name in ("test2015", "test-dev", "testdev", "test1", "testA", "testt", "valid", "val2014")),
+    ({"nlvr2": ("test1",)}, "nlvr2: 'test1' is no split"), ({"conceptual_captions": ("test",)}, "'test' is no split .* there are val$"),
+    ({"mine": ("val",)}, "mine: 'val' is no split to test on; there are none$")])
 def test_a_wrong_choice_is_refused(tests, message):
-    frames = frames_of({"vqa": {"train": [], "val": [], "test": []}})
+    frames = frames_of({"vqa": {"train": [], "val": [], "test": []}, "conceptual_captions": {"train": [], "val": []},
+                        "mine": {"train": []}})
     for ask in (cleaning.test_images, cleaning.find_leaks, cleaning.overlap_matrix, cleaning.clean, cleaning.check_clean):
         with pytest.raises(ValueError, match=message):
             ask(frames, tests=tests)
+
+
+def test_a_corpus_of_ones_own_is_named_beside_others():
+    frames = frames_of({"mine": {"train": [], "val": [("coco:1",)], "test": []},
+                        "vqa": {"train": [("coco:1",)], "val": [], "test": [("coco:2",)]}})
+    found = cleaning.find_leaks(frames, {"mine": ("val",)})
+    assert found.values.tolist() == [["vqa", "train", "coco:1", "mine"]]
+    assert len(cleaning.overlap_examples(frames, tests={"mine": ("val",)})) == 1
 
 
 # --- what else has learned

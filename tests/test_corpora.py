@@ -19,6 +19,7 @@ from vl12in1 import cleaning, corpora, world
 from vl12in1.corpora import CorpusError, captions, frames
 from vl12in1.corpora.answering import last_images
 from vl12in1.corpora.frames import Records, box_column, choose, fractions, gather, nested, read_json_lines, read_pickle
+from vl12in1.corpora.layout import SizeWarning
 from vl12in1.examples.stored import read_frames, write_frames
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -353,6 +354,8 @@ WRONG = {  # name -> corpus, change, (file, record, field) of the error, words o
         (VQA_Q, 1, "question_id"), "no 201000 in v2_mscoco_val2014"),
     "vqa: answer": ("vqa", _set(VQA_A, "annotations", 1, "answers", 3, {}),
         (VQA_A, "1.answers[3]", "answer"), "missing"),
+    "vqa: nine answers": ("vqa", _set(VQA_A, "annotations", 1, "answers", [{"answer": "cup"}] * 9),
+        (VQA_A, 1, "answers"), "expected ten answers, found 9"),
     "vqa: twice": ("vqa", _set(VQA_Q, "questions", 0, "question_id", 201000), (VQA_Q, None, None), "'201000'"),
     "vqa: in train and val": ("vqa", lambda content: (_set(VQA_Q, "questions", 0, "question_id", 100000)(content),
                               _set(VQA_A, "annotations", 0, "question_id", 100000)(content)),
@@ -363,6 +366,8 @@ WRONG = {  # name -> corpus, change, (file, record, field) of the error, words o
     "gqa: wrong type": ("gqa", _set(GQA, "02", "answer", True), (GQA, "02", "answer"), "expected str, found True"),
     "vg: missing field": ("visual_genome", _set(GENOME, 0, "qas", 5, "answer", DELETE),
         (GENOME, "0.qas[5]", "answer"), "missing"),
+    "vg: question is a number": ("visual_genome", _set(GENOME, 0, "qas", 0, 5), (GENOME, "0.qas[0]", "qa_id"), "missing"),
+    "vg: question is null": ("visual_genome", _set(GENOME, 0, "qas", [None]), (GENOME, "0.qas[0]", "qa_id"), "missing"),
     "vg: unknown image": ("visual_genome", _set(GENOME, 0, "qas", 5, "image_id", 77),
         (GENOME, "0.qas[5]", "image_id"), "no 77 in"),
     "vg: twice": ("visual_genome", _set(GENOME, 0, "qas", 5, "qa_id", 6), (GENOME, None, None), "'6'"),
@@ -376,6 +381,7 @@ WRONG = {  # name -> corpus, change, (file, record, field) of the error, words o
         (COCO, 2, "split"), "no 'dev' in train, restval"),
     "coco: twice": ("coco_captions", _set(COCO, "images", 0, "sentences", 0, "sentid", 401),
         (COCO, None, None), "'401'"),
+    "coco: in two splits": ("coco_captions", _set(COCO, "images", 3, "sentences", 0, "sentid", 401), (COCO, None, None), "'401'"),
     "flickr: filename": ("flickr30k", _set(FLICKR, "images", 0, "filename", DELETE),
         (FLICKR, 0, "filename"), "missing"),
     "refs: missing field": ("refcocog", _set(REFS, 1, "ann_id", DELETE), (REFS, 1, "ann_id"), "missing"),
@@ -393,9 +399,11 @@ WRONG = {  # name -> corpus, change, (file, record, field) of the error, words o
     "refs: box of text": ("refcocog", _set(INSTANCES, "annotations", 1, "bbox", ["1", 1, 2, 2]),
         (INSTANCES, 1, "bbox"), "four numbers"),
     "refs: split": ("refcocog", _set(REFS, 1, "split", "testC"), (REFS, 1, "split"), "no 'testC'"),
+    "refs: in two splits": ("refcocog", _set(REFS, 1, "sentences", 0, "sent_id", 0), (REFS, None, None), "'0'"),
     "refs: twice": ("refcocog", _set(REFS, 1, "sentences", 0, "sent_id", 3), (REFS, None, None), "'3'"),
     "v7w: unknown image": ("visual7w", _set(V7W, "images", 1, "image_id", 77),
         (V7W, 1, "image_id"), "no 77 in visual_genome"),
+    "v7w: in two splits": ("visual7w", _set(V7W, "images", 1, "qa_pairs", 0, "qa_id", 0), (V7W, None, None), "'0'"),
     "v7w: unknown box": ("visual7w", _set(V7W, "images", 1, "qa_pairs", 0, "answer", 9),
         (V7W, "1.qa_pairs[0]", "box_id"), "no 9 in boxes"),
     "v7w: same box": ("visual7w", _set(V7W, "images", 1, "qa_pairs", 0, "answer", 2),
@@ -420,7 +428,9 @@ WRONG = {  # name -> corpus, change, (file, record, field) of the error, words o
     "snli: label": ("snli_ve", _set(SNLI, 1, "gold_label", "-"), (SNLI, 1, "gold_label"), "no '-' in contradiction"),
     "snli: missing field": ("snli_ve", _set(SNLI, 1, "Flikr30kID", DELETE), (SNLI, 1, "Flikr30kID"), "missing"),
     "snli: twice": ("snli_ve", _set(SNLI, 1, "pairID", "60.jpg#0"), (SNLI, None, None), "'60.jpg#0'"),
-    "vizwiz: no answer": ("vizwiz", _set(VIZWIZ, 1, "answers", []), (VIZWIZ, 1, "answers"), "no answer"),
+    "vizwiz: no answer": ("vizwiz", _set(VIZWIZ, 1, "answers", []), (VIZWIZ, 1, "answers"), "found 0"),
+    "vizwiz: nine answers": ("vizwiz", _set(VIZWIZ, 1, "answers", [{"answer": "cup"}] * 9), (VIZWIZ, 1, "answers"),
+        "expected ten answers, found 9"),
     "vizwiz: answers missing": ("vizwiz", _set(VIZWIZ, 1, "answers", DELETE), (VIZWIZ, 1, "answers"), "missing"),
     "vizwiz: answer is no text": ("vizwiz", _set(VIZWIZ, 1, "answers", 0, {"answer": 3}), (VIZWIZ, "1.answers[0]", "answer"),
         "expected str"),
@@ -432,6 +442,8 @@ WRONG = {  # name -> corpus, change, (file, record, field) of the error, words o
         (VIZWIZ, None, None), "ids repeat another"),
     "captions: columns": ("conceptual_captions", _set(CAPTIONS, "a cup\thttp://x/1\na dog\n"),
                           (CAPTIONS, 1, None), "found 1 columns"),
+    "captions: the other way round": ("conceptual_captions", _set(CAPTIONS, "a cup\thttp://x/1\nhttps://x/2\ta dog\n"),
+                                      (CAPTIONS, 1, None), "found address, tab, caption"),
 }
 
 
@@ -473,9 +485,20 @@ def test_stored_frames_are_what_was_read(tmp_path, content):
 
 
 def test_what_hangs_over_is_cut_off(tmp_path, content):
-    content[INSTANCES]["annotations"][0]["bbox"] = [-8, 10, 1010, 40.9]
+    content[INSTANCES]["annotations"][0]["bbox"] = [-8, 10, 110, 40.9]
     train = corpora.load(write(tmp_path, content), only=["refcocog"])["refcocog"]["train"]
     assert train["box"][0] == pytest.approx((0, .2, 1, 1))
+
+
+@pytest.mark.parametrize("corpus, path, emptied, empty", [
+    ("coco_captions", COCO, lambda file: [image.update(split="train") for image in file["images"]], "val, test"),
+    ("refcoco", "refcoco/refcoco/refs(unc).p", lambda file: [reference.update(split="val") for reference in file], "train, test"),
+    ("guesswhat", "guesswhat/guesswhat.train.jsonl.gz", lambda file: [game.update(status="failure") for game in file], "train")])
+def test_a_split_without_examples_is_doubted(tmp_path, content, corpus, path, emptied, empty):
+    emptied(content[path])
+    root = write(tmp_path, content)
+    with pytest.warns(SizeWarning, match=f"{re.escape(str(root))}: no example of {empty} in .*{re.escape(path)}"):
+        corpora.load(root, only=[corpus])
 
 
 def test_malformed_line_is_named(tmp_path, content):
@@ -574,7 +597,7 @@ def test_last_images_holds_whole_images_and_just_enough(images, count):
     assert held >= min(count, len(images)) and held - entries[min(chosen)] < count
 
 
-@given(st.lists(st.tuples(st.floats(0, 40), st.floats(0, 40), st.floats(1.5, 40), st.floats(1.5, 40)), max_size=5),
+@given(st.lists(st.tuples(st.floats(0, 40), st.floats(0, 40), st.floats(2.5, 40), st.floats(2.5, 40)), max_size=5),
        st.integers(80, 200), st.integers(80, 200))
 def test_boxes_inside_are_kept(boxes, width, height):
     corners = np.array([(x, y, x + w, y + h) for x, y, w, h in boxes]).reshape(-1, 4)
@@ -589,8 +612,9 @@ coordinates = st.floats(-60, 110)
 @given(st.lists(st.tuples(coordinates, coordinates, st.floats(0, 90), st.floats(0, 90)), min_size=1, max_size=5))
 def test_boxes_are_cut_to_at_least_one_pixel_of_the_picture_or_refused(boxes):
     corners = np.array([(x, y, x + w, y + h) for x, y, w, h in boxes])
-    if ((corners[:, :2] > 50) | (corners[:, 2:] < 0)).any():
-        with pytest.raises(CorpusError, match="does not lie in its picture"):
+    outside = ((corners[:, :2] > 50) | (corners[:, :2] < -50) | (corners[:, 2:] < 0) | (corners[:, 2:] > 100)).any()
+    if outside or corners[:, 2:].max() <= 2:
+        with pytest.raises(CorpusError, match="does not lie in its picture" if outside else "found fractions of pictures"):
             fractions(corners, [(50, 50)] * len(boxes), Records(Path("f"), [{}] * len(boxes)))
     else:
         found = fractions(corners, [(50, 50)] * len(boxes), Records(Path("f"), [])) * 50
@@ -601,10 +625,24 @@ def test_boxes_are_cut_to_at_least_one_pixel_of_the_picture_or_refused(boxes):
 
 
 @pytest.mark.parametrize("corners, size", [((10, 10, 9, 20), (50, 50)), ((np.nan, 10, 20, 20), (50, 50)),
-                                           ((1, 1, np.inf, 2), (50, 50)), ((0, 0, 0, 0), (0, 50)), ((0, 0, 1, 1), (-1, 9))])
+                                           ((1, 1, np.inf, 2), (50, 50)), ((0, 0, 1e9, 1e9), (50, 50)),
+                                           ((-51, 0, 9, 9), (50, 50)), ((0, 0, 0, 0), (0, 50)), ((0, 0, 1, 1), (-1, 9))])
 def test_boxes_that_are_none_are_refused(corners, size):
     with pytest.raises(CorpusError, match="does not lie in its picture"):
         fractions([corners], [size], Records(Path("f"), [{}]))
+
+
+def test_boxes_in_fractions_are_refused(tmp_path, content):
+    for corpus, path, boxes in (("refcocog", INSTANCES, content[INSTANCES]["annotations"]),
+                                ("guesswhat", GAMES, [box for game in content[GAMES] for box in game["objects"]])):
+        for box in boxes: box["bbox"] = [.1, .25, .9, .75]
+        with pytest.raises(CorpusError, match=re.escape(path) + ": field 'bbox': .*expected pixels, found fractions"):
+            corpora.load(write(tmp_path, content), only=[corpus])
+    for box in content[V7W]["boxes"]: box |= dict(x=0, y=.5, width=1, height=.5)
+    content["visual_genome/objects.json"][0]["objects"][0] |= dict(x=0, y=.5, w=1, h=.5)
+    write(tmp_path, content)
+    with pytest.raises(CorpusError, match="expected pixels, found fractions"): corpora.load(tmp_path, only=["visual7w"])
+    with pytest.raises(CorpusError, match="objects.json: .*expected x, y, w and h in pixels"): corpora.visual_genome_objects(tmp_path)
 
 
 def test_empty_columns_have_the_shape_of_full_ones():

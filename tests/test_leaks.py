@@ -187,6 +187,9 @@ def test_the_report_reads_a_folder(tmp_path):
     cleaning.save_images(["flickr30k:2"], tmp_path / "drop.json")
     text, ok = leaks.leak_report(tmp_path, strict, drop=tmp_path / "drop.json")
     assert ok and "3 test images" in text
+    for tests, problem in (({"nlvr2": ("test",)}, r"no corpus \['nlvr2'\] below .*; there are flickr30k, snli_ve"),
+                           ({"snli_ve": ("test1",)}, "snli_ve: 'test1' is no split to test on; there are val, test")):
+        with pytest.raises(ValueError, match=problem): leaks.leak_report(tmp_path, tests)
     (tmp_path / "list.txt").write_text("2.jpg")  # the validation set that counts is still there to be seen
     arguments = {"detector": tmp_path / "list.txt", "collection": "flickr30k", "drop": tmp_path / "drop.json"}
     assert not leaks.leak_report(tmp_path, strict, **arguments)[1] and leaks.leak_report(tmp_path, **arguments)[1]

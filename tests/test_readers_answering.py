@@ -27,7 +27,7 @@ def vqa(subset, first):
                  for i in range(first, first + 3) for k in range(2)]
     answers = [{"question_id": q["question_id"], "image_id": q["image_id"], "question_type": "what is",
                 "answer_type": "other", "multiple_choice_answer": "cup",
-                "answers": [{"answer": "cup", "answer_id": 1}, {"answer": "Cup.", "answer_id": 2}]} for q in questions]
+                "answers": [{"answer": "cup", "answer_id": 1}, {"answer": "Cup.", "answer_id": 2}] * 5} for q in questions]
     return {f"vqa/v2_OpenEnded_mscoco_{subset}_questions.json": {"questions": questions},
             f"vqa/v2_mscoco_{subset}_annotations.json": {"annotations": answers}}
 
@@ -233,7 +233,7 @@ def test_test_dev_is_a_part_of_the_test_questions(tmp_path):
     root = write(tmp_path, VQA)
     test, dev = (vqa_questions(root, subset) for subset in ("test2015", "test-dev2015"))
     pd.testing.assert_frame_equal(dev, test[1:4].reset_index(drop=True))
-    assert dev["answers"].tolist() == [("cup", "Cup.")] * 3
+    assert dev["answers"].tolist() == [("cup", "Cup.") * 5] * 3
     (root / TEST_ANSWERS).unlink()
     assert vqa_questions(root, "test-dev2015")["answers"].tolist() == [()] * 3
 

@@ -320,6 +320,8 @@ WRONG = {  # name -> corpus, release, way to the value, what is there instead, f
     "csv: label": ("snli_ve", "e-snli-ve", (LATEST, 2, 4), "-", LATEST, 1, "gold_label", "no '-' in contradiction"),
     "csv: columns": ("snli_ve", "e-snli-ve", (LATEST, 2), ["1", "2"], LATEST, 1, None, "expected 6 columns, found 2"),
     "csv: header": ("snli_ve", "e-snli-ve", (LATEST, 0, 4), "label", LATEST, 0, "gold_label", "missing"),
+    "tsv: no header": ("snli_ve", "e-snli-ve-2.0", ("snli_ve/esnli_ve_dev.tsv", 0), tsv(pairs(61))[1], "snli_ve/esnli_ve_dev.tsv", 0, None,
+                       "where upstream has the header: gold_label, sentence1_tokens, "),
     "tsv: second part": ("snli_ve", "e-snli-ve-2.0", (PART, 1, 3), "x", PART, 1, "image", "expected <number>.jpg, found 'x'"),
     "tsv: twice in two parts": ("snli_ve", "e-snli-ve-2.0", (PART, 1, 6), "60.jpg#0r1n", "snli_ve/esnli_ve_train_1.tsv", None, None,
                                 "'60.jpg#0r1n'"),

@@ -25,16 +25,22 @@ _learning = ("train", "val")  # a validation set learns too: it decides when to 
 _names = {task.corpus: name for name, task in TASKS.items()}
 STRICT = {corpus: ("val", "test") for corpus in _names}
 
-def _tested(frames, tests=None) -> list[tuple[str, str]]:
-    "The (corpus, split) pairs in `frames` that count as test; ValueError if `tests` names what there cannot be."
-    tests = tests or {}
+def _check_tests(frames, tests) -> None:
+    "ValueError if `tests` names a corpus that there cannot be, or what no split begins with that a corpus could test on."
     unknown = set(tests) - {*frames, *corpora.READERS}
     if unknown:
         raise ValueError(f"tests: no corpus {sorted(unknown)}; there are {', '.join(corpora.READERS)}")
-    for corpus, splits in tests.items():
-        wrong = [split for split in splits if split != "val" and not split.startswith("test")]
+    for corpus, names in tests.items():
+        if isinstance(names, str): raise ValueError(f"tests: {corpus}: {names!r} is one text; expected a tuple of beginnings")
+        there = [split for split in frames.get(corpus, ("val", "test")) if not split.startswith("train")]
+        wrong = [name for name in names if not name or not any(split.startswith(name) for split in there)]
         if wrong:
-            raise ValueError(f"tests: {corpus}: {wrong[0]!r} is no split to test on; there are ('val', 'test')")
+            raise ValueError(f"tests: {corpus}: {wrong[0]!r} is no split to test on; there are {', '.join(there) or 'none'}")
+
+def _tested(frames, tests=None) -> list[tuple[str, str]]:
+    "The (corpus, split) pairs in `frames` that count as test; ValueError if `tests` names what there cannot be."
+    tests = tests or {}
+    _check_tests(frames, tests)
     return [(corpus, split) for corpus, splits in frames.items() for split in splits
             if split.startswith(tuple(tests.get(corpus, ("test",))))]
 
@@ -43,10 +49,17 @@ def images_of(frame: pd.DataFrame) -> set[str]:
     "The image keys that an example frame mentions."
     return set(chain.from_iterable(frame["images"]))
 
+def _held_out(frames, tests) -> dict[str, set[str]]:
+    "Corpus -> images in its splits that count as test, of all of `frames`."
+    tested = _tested(frames, tests)
+    return {corpus: set().union(*(images_of(splits[split]) for split in splits if (corpus, split) in tested))
+            for corpus, splits in frames.items()}
+
 def test_images(frames: dict, tests: dict | None = None) -> set[str]:
     """Images in the splits that count as test; `frames`: corpus -> split -> example frame, as `corpora.load` returns;
-    `tests`: corpus -> beginnings of the names of those splits, for a corpus it does not name ("test",)."""
-    return set().union(*(images_of(frames[corpus][split]) for corpus, split in _tested(frames, tests)))
+    `tests`: corpus -> beginnings of the names of those splits, for a corpus it does not name ("test",). ValueError for a name that
+    no split begins with."""
+    return set().union(*_held_out(frames, tests).values())
 
 # %% ../nbs/38_cleaning.ipynb #keys
 def _keys(name: str, source) -> set[str]:
@@ -69,10 +82,8 @@ def find_leaks(frames: dict,                # corpus -> split -> example frame, 
                others: dict | None = None,  # name -> frame or image keys that something else learned from
               ) -> pd.DataFrame:
     "One row per image that is learned from and tested on: `task`, `split`, `image`, `test_of` (a task)."
-    tested = _tested(frames, tests)
-    held_out = {corpus: test_images({corpus: frames[corpus]}, tests) for corpus, _ in tested}
-    rows = []
-    for (corpus, split), seen in _learned(frames, tested, others).items():
+    held_out, rows = _held_out(frames, tests), []
+    for (corpus, split), seen in _learned(frames, _tested(frames, tests), others).items():
         for owner, images in held_out.items():
             rows += [(_names.get(corpus, corpus), split, image, _names.get(owner, owner)) for image in sorted(images & seen)]
     return pd.DataFrame(rows, columns=["task", "split", "image", "test_of"])
@@ -92,8 +103,7 @@ def overlap_counts(frames: dict,                # corpus -> split -> example fra
 # %% ../nbs/38_cleaning.ipynb #totals
 def _totals(frames, tests) -> pd.Series:
     "Number of test images of every task (or corpus without a task) in `frames`."
-    return pd.Series({_names.get(corpus, corpus): len(test_images({corpus: splits}, tests))
-                      for corpus, splits in frames.items()}, dtype=float)
+    return pd.Series({_names.get(corpus, corpus): len(images) for corpus, images in _held_out(frames, tests).items()}, dtype=float)
 
 def overlap_matrix(frames: dict,                # corpus -> split -> example frame, as `corpora.load` returns
                    tests: dict | None = None,   # which splits count as test, as for `test_images`

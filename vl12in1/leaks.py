@@ -125,6 +125,8 @@ def leak_report(root: str | Path,                    # folder of the corpora
                ) -> tuple[str, bool]:
     "Text about all leaks between the corpora below `root`, and True if there is none."
     frames = corpora.load(root)
+    absent = sorted(set(tests or ()) - set(frames))
+    if absent: raise ValueError(f"tests: no corpus {absent} below {root}; there are {', '.join(frames)}")
     if "nlvr2" in frames and corpora.find_files(root, "nlvr2/test2.json"):
         frames["nlvr2"]["test2"] = corpora.nlvr2_statements(root, "test2")
     others = {"detector": read_image_list(detector, collection, corpora.identity(root))} if detector else {}

@@ -9,6 +9,7 @@ __all__ = ['READERS', 'present', 'load', 'CorpusError', 'DETECTOR_FILES', 'EXTRA
 
 # %% ../../nbs/28_corpora.ipynb #25868b9f
 import gc
+import warnings
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from .answering import gqa_choices, gqa_questions, read_gqa, read_visual_genome,
 from .captions import read_conceptual_captions
 from .frames import CorpusError
 from .images import identity, image_files, visual_genome_images
-from .layout import DETECTOR_FILES, EXTRA_FILES, RELEASES, find_files, missing, release_of
+from .layout import DETECTOR_FILES, EXTRA_FILES, RELEASES, SizeWarning, find_files, missing, release_of
 from .objects import visual_genome_objects
 from .referring import (guesswhat_games, read_guesswhat, read_refcoco, read_refcoco_plus, read_refcocog,
                                        read_visual7w)
@@ -72,16 +73,26 @@ def _without_collector():
             gc.enable()
 
 # %% ../../nbs/28_corpora.ipynb #load
+def _read(root, corpus: str) -> dict[str, pd.DataFrame]:
+    "The frames of a corpus; SizeWarning for a split without any example."
+    splits = READERS[corpus](root)
+    if empty := [split for split, frame in splits.items() if frame.empty]:
+        files = ", ".join(path for path in RELEASES[corpus][release_of(root, corpus)] if path not in _shared)
+        warnings.warn(f"{root}: no example of {', '.join(empty)} in {files}; unless you took them out, download it again",
+                      SizeWarning, stacklevel=3)
+    return splits
+
 def load(root: str | Path, only: list[str] | None = None) -> dict[str, dict[str, pd.DataFrame]]:
     """Example frames, corpus -> split (`train`, `val`, `test`) -> frame, of the corpora present below `root`, or of
-    those in `only`. CorpusError for an incomplete or malformed corpus, a folder with none, an absent one in `only`."""
+    those in `only`. CorpusError for an incomplete or malformed corpus, a folder with none, an absent one in `only`;
+    SizeWarning for a split without any example."""
     if unknown := set(only or ()) - set(READERS):
         raise ValueError(f"no corpus {sorted(unknown)}; there are {', '.join(READERS)}")
     wanted = [corpus for corpus in READERS if (_state(root, corpus) != "absent" if only is None else corpus in only)]
     if not wanted:
         raise CorpusError(root, problem="no corpus there; expected folders such as vqa or refcoco/refcocog")
     with _without_collector():
-        return {corpus: READERS[corpus](root) for corpus in wanted}
+        return {corpus: _read(root, corpus) for corpus in wanted}
 
 # %% ../../nbs/28_corpora.ipynb #all
 _all_ = ["CorpusError", "DETECTOR_FILES", "EXTRA_FILES", "RELEASES", "find_files", "gqa_choices", "gqa_questions", "guesswhat_games",

@@ -41,12 +41,17 @@ class _Alone(dict):
 # %% ../../nbs/22_answering.ipynb #vqa-answers
 _vqa_columns = ("answers", "question_type", "answer_type", "multiple_choice_answer")
 
+def ten_answers(records: Records) -> list[tuple[str, ...]]:
+    "What ten people said, of every record; CorpusError for any other number of `answers`: VQA accuracy is defined for ten."
+    given, owners = nested(records, "answers")
+    answers = gather(owners, map(intern, given.column("answer")), len(records.rows))
+    wrong = next((index for index, said in enumerate(answers) if len(said) != 10), None)
+    if wrong is not None: raise records.error(wrong, "answers", f"expected ten answers, found {len(answers[wrong])}")
+    return answers
+
 def _answered(annotations: Records) -> Iterator[tuple]:
     "Of every annotation the question_id, and its values of `_vqa_columns`."
-    given, owners = nested(annotations, "answers")
-    answers = gather(owners, map(intern, given.column("answer")), len(annotations.rows))
-    if () in answers: raise annotations.error(answers.index(()), "answers", "no answer")
-    ids = annotations.column("question_id", int)
+    answers, ids = ten_answers(annotations), annotations.column("question_id", int)
     texts = (map(intern, annotations.column(name)) for name in _vqa_columns[1:])
     return zip(ids, zip(answers, *texts))
 
@@ -193,7 +198,7 @@ def _genome_block(entries: Records) -> tuple[Records, Records, str]:
     "The questions of a block, the records that name their images, and in which field."
     if spelling(entries, "qas", "question") == "question": return entries, entries, spelling(entries, "image_id", "image")
     questions, owners = nested(entries, "qas")
-    located = questions if questions.rows and "image_id" in questions.rows[0] else choose(entries, owners)
+    located = questions if spelling(questions, "", "image_id") else choose(entries, owners)
     return questions, located, spelling(located, "image_id", "id")
 
 def _genome_blocks(root, file, keys: dict[int, str]) -> Iterator[dict]:

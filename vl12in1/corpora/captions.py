@@ -17,20 +17,25 @@ from .frames import BLOCK, CorpusError, frame, stack, text_lines
 from .layout import counted, upstream
 
 # %% ../../nbs/26_captions.ipynb #pairs
+_WEB = b"http://", b"https://"
+
 def _pairs(file):
-    "Caption and address (bytes) of every line; CorpusError for a line that does not have two columns, or no line."
+    "Caption and address (bytes) of every line; CorpusError for a line that does not have these two columns, or no line."
     number = -1
     with text_lines(file, ended=True) as lines:
         for number, line in enumerate(lines):
             try:
                 caption, address = line.rstrip(b"\r\n").split(b"\t")
-                yield caption.decode(), address
+                text = caption.decode()
             except UnicodeDecodeError as error:
                 raise CorpusError(file, number, problem=f"not UTF-8 text ({error}); download it again") from None
             except ValueError:
                 columns = line.count(b"\t") + 1
                 problem = f"expected caption, tab, address; found {columns} columns"
                 raise CorpusError(file, number, problem=problem) from None
+            if caption.startswith(_WEB) and not address.startswith(_WEB):
+                raise CorpusError(file, number, problem="expected caption, tab, address; found address, tab, caption")
+            yield text, address
     if number < 0: raise CorpusError(file, problem="empty; download it again")
 
 # %% ../../nbs/26_captions.ipynb #captions

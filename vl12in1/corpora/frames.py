@@ -366,14 +366,19 @@ def fractions(
     field: str = "bbox",  # of the records, which errors name
 ) -> np.ndarray:
     """Boxes as fractions (N, 4) of their pictures, cut at the edges, and at least one pixel wide and high. CorpusError for a
-    box that is not finite, has a negative size or lies outside of its picture, and for a picture without pixels."""
+    box that is not finite, has a negative size, lies outside of its picture or hangs over by more than its size, for a picture
+    without pixels, and for boxes none of which reaches beyond two pixels: they are fractions already."""
     corners, sizes = np.asarray(corners, dtype=float).reshape(-1, 4), np.asarray(sizes, dtype=float).reshape(-1, 2)
     low, high = corners[:, :2], corners[:, 2:]
     good = np.isfinite(corners) & np.hstack([(low <= high) & (low <= sizes), (high >= 0) & (sizes >= 1)])
+    good &= np.hstack([low >= -sizes, high <= 2 * sizes])
     if not good.all():
         wrong = int(np.argmin(good.all(1)))
         raise records.error(wrong, field, f"box with corners {np.round(corners[wrong], 2).tolist()} does not lie in "
                             f"its picture of {sizes[wrong, 0]:g} x {sizes[wrong, 1]:g} pixels")
+    if len(corners) and high.max() <= 2 < sizes.min():
+        raise CorpusError(records.file, field=field, problem="no box reaches beyond two pixels; expected pixels, found "
+                          "fractions of pictures")
     low = np.clip(low, 0, sizes - 1)
     return np.hstack([low, np.clip(high, low + 1, sizes)]) / np.tile(sizes, 2)
 
@@ -409,5 +414,5 @@ def stack(parts: Iterable) -> pd.DataFrame:
 # %% ../../nbs/20_frames.ipynb #by-split
 def by_split(columns, splits: list[str], file) -> dict[str, pd.DataFrame]:
     "Example frames `train`, `val` and `test` of rows (`columns`); `splits` is the split of each. CorpusErrors name `file`."
-    rows, splits = pd.DataFrame(columns), np.array(splits, dtype=object)
-    return {split: frame(rows[splits == split].reset_index(drop=True), file) for split in ("train", "val", "test")}
+    rows, splits = frame(columns, file), np.array(splits, dtype=object)
+    return {split: rows[splits == split].reset_index(drop=True) for split in ("train", "val", "test")}

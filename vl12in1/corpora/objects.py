@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..boxes import xywh_to_xyxy
-from .frames import Records, lookup, nested, read_blocks, stack
+from .frames import CorpusError, Records, lookup, nested, read_blocks, stack
 from .images import optional, spelling, visual_genome_images
 from .layout import upstream
 from ..fields import shown
@@ -76,4 +76,6 @@ def visual_genome_objects(root: str | Path) -> pd.DataFrame:
     """Visual Genome's objects, `objects.json` [{image_id, objects: [{object_id, x, y, w, h, names}]}] and their
     `attributes.json`: columns `image` (canonical key), `name` (the first), `attributes` (tuple), `box` (fractions)."""
     file, images, attributes = upstream(root, "visual_genome/objects.json"), visual_genome_images(root), _attributes(root)
-    return stack(_objects(entries, images, attributes) for entries in read_blocks(file))
+    found = stack(_objects(entries, images, attributes) for entries in read_blocks(file))
+    if found.empty: raise CorpusError(file, problem="no object has a name and a pixel or more; expected x, y, w and h in pixels")
+    return found

@@ -86,6 +86,8 @@ def _tables(files, delimiter: str, fields=None) -> list[Records]:
     for file in files:
         rows = _rows(file, delimiter)
         header = header or rows[0]
+        if fields and not _entailment.keys().isdisjoint(header):
+            raise CorpusError(file, 0, problem=f"a pair in the first line, where upstream has the header: {', '.join(fields)}")
         rows = [row for row in rows if row != header]
         for index, row in enumerate(rows):
             if len(row) != len(header):

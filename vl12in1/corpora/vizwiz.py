@@ -8,22 +8,15 @@ __all__ = ['read_vizwiz']
 # %% ../../nbs/22a_vizwiz.ipynb #22viz002
 import re
 from pathlib import Path
-from sys import intern
 
 import pandas as pd
 
-from .frames import distinct, frame, gather, nested, read_json, records, shown
+from .answering import ten_answers
+from .frames import distinct, frame, read_json, records, shown
 from .images import optional
 from .layout import counted, upstream
 
 # %% ../../nbs/22a_vizwiz.ipynb #22viz008
-def _said(questions) -> list[tuple[str, ...]]:
-    "The answers to every question; CorpusError for a question without any."
-    given, owners = nested(questions, "answers")
-    answers = gather(owners, map(intern, given.column("answer")), len(questions.rows))
-    if () in answers: raise questions.error(answers.index(()), "answers", "no answer")
-    return answers
-
 def _judged(questions) -> list[int]:
     "Whether every question can be answered, 0 or 1; CorpusError for anything else."
     answerable = questions.column("answerable", int)
@@ -51,7 +44,8 @@ def _split(root, split) -> pd.DataFrame:
     columns = {"uid": questions.column("image"), "images": [(key,) for key in keys], "text": questions.column("question")}
     secret = split == "test" and not any("answers" in row for row in questions.rows)
     counted(root, path, count)
-    return frame(columns | {"answers": [()] * count if secret else _said(questions), "answer_type": optional(questions, "answer_type", ""),
+    return frame(columns | {"answers": [()] * count if secret else ten_answers(questions),
+                            "answer_type": optional(questions, "answer_type", ""),
                             "answerable": [-1] * count if secret else _judged(questions)}, file)
 
 def read_vizwiz(root) -> dict[str, pd.DataFrame]:
