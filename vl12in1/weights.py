@@ -22,7 +22,7 @@ from torch import serialization
 from torch._weights_only_unpickler import _get_allowed_globals
 from torch.overrides import TorchFunctionMode
 
-from .files import StandIn, plain_json, plain_pickle, regular, room_beside, written
+from .files import StandIn, content_of, plain_json, plain_pickle, regular, room_beside, written
 
 # %% ../nbs/04_weights.ipynb #checkpointerror
 class CheckpointError(ValueError):
@@ -216,10 +216,7 @@ LARGEST = 2 ** 26  # bytes of a file beside the weights; BERT's vocabulary takes
 
 def read_text(path) -> str:
     "What a text file beside the weights holds; CheckpointError if it cannot be read, or is larger than any of them."
-    try:
-        with open(path, "rb") as file: content = file.read(LARGEST + 1)
-        if len(content) > LARGEST: raise ValueError(f"more than {LARGEST:,} bytes")
-        return content.decode().replace("\r\n", "\n")
+    try: return content_of(path, LARGEST).decode().replace("\r\n", "\n")
     except (OSError, ValueError) as error: raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 # %% ../nbs/04_weights.ipynb #read-json
