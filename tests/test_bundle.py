@@ -2,6 +2,7 @@
 the weights, whatever is in it, does more than be refused by its name."""
 import inspect
 import json
+import os
 import random
 import subprocess
 import sys
@@ -268,10 +269,19 @@ def test_origins_that_are_none(kind): refused(ORIGIN, WRONG_ORIGINS[kind])
 @pytest.mark.parametrize("path", [VOCAB, ANSWERS, ORIGIN, CONFIGURATION], ids=lambda path: path.name)
 def test_files_are_read_up_to_a_size_that_none_needs(path, monkeypatch):
     task_model().save_pretrained(FOLDER)
-    path.unlink()
-    path.symlink_to("/dev/zero")  # which has no end
+    path.write_bytes(bytes(2 ** 20 + 1))
     monkeypatch.setattr("vl12in1.weights.LARGEST", 2 ** 20)
     with pytest.raises(CheckpointError, match=f"{path}: cannot be read .more than 1,048,576 bytes"):
+        TwelveInOne.from_pretrained(FOLDER)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+@pytest.mark.parametrize("path", [VOCAB, ANSWERS, ORIGIN, CONFIGURATION], ids=lambda path: path.name)
+def test_what_has_no_end_is_not_read(path, make):
+    task_model().save_pretrained(FOLDER)
+    path.unlink()
+    make(path)
+    with pytest.raises(CheckpointError, match=f"{path}: cannot be read .*a pipe or a device, and no file"):
         TwelveInOne.from_pretrained(FOLDER)
 
 

@@ -912,6 +912,8 @@ CLAIMS = {
     "packed parts": (lambda: torch_zip(storage_of(2), zipfile.ZIP_DEFLATED, _0=bytes(10 ** 7)), "its parts are packed"),
     "two pickles": (lambda: torch_zip(storage_of(2), twice=True, _0=bytes(8)), "two parts have one name"),
     "a file in the file": (lambda: torch_zip(b"PK\3\4" + bytes(99)), "cannot be read"),
+    "other bytes than were written": (lambda: torch_zip(storage_of(2), _0=b"12345678") or BIN.write_bytes(
+        BIN.read_bytes().replace(b"12345678", b"12345679")), "a/data/0 in it is not as it was written"),
     "no pickle": (lambda: zipfile.ZipFile(BIN, "w").writestr("a/b", b""), "cannot be read"),
     "an endless storage": (lambda: old_form(2 ** 38), "its storages claim more"),
     "another number": (lambda: BIN.write_bytes(pickle.dumps(3)), "no file of PyTorch"),

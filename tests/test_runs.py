@@ -95,7 +95,8 @@ def test_values_that_do_not_go_together_are_named(entry, complaint):
     ({"pair": ["G5"]}, "'pair' has 'G5'"), ({"pair": ["vqa"], "Pair": ["gqa"]}, "'pair' stands there twice, but for capitals"),
     ({"pair": "vqa"}, "'pair' has 'vqa', which is not a list"), ({"pair": []}, r"'pair' has \[\], which is not a list"),
     ({"pair": None}, "'pair' has None, which is not a list"), ({"pair": [["vqa"]]}, r"'pair' has \['vqa'\]"),
-    ({1: ["vqa"]}, "1 is not a name"), ({"../up": ["vqa"]}, "'../up' is not a name"), ({"average": ["vqa"]}, "'average' is not a name")])
+    ({1: ["vqa"]}, "1 is not a name"), ({"../up": ["vqa"]}, "'../up' is not a name"),
+    ({"a" * 201: ["vqa"]}, "'a+[.]+ is not a name of at most 200 letters"), ({"average": ["vqa"]}, "'average' is not a name")])
 def test_models_of_unknown_tasks_or_with_names_that_are_no_folders_are_refused(models, complaint):
     with pytest.raises(ValueError, match=f"run 'at': models: {complaint}"): Run.of("at", MULTI | dict(models=models))
 
@@ -184,7 +185,26 @@ def test_a_curriculum_cannot_begin_with_what_waits_for_it():
     with pytest.raises(ValueError, match="begin with each other"): read_grid(study(dict(st=dict(init="easy")), dict(easy=curriculum)))
 
 
-@pytest.mark.parametrize("own", [0, 3, None, "two", [-1], [0, 0], [1, 2, 1], ["0"], [True], [.5], [[0]], {0: 1}])
+@pytest.mark.parametrize("init, models", [("gt", "all"), ("gt", {"x": ["vqa", "nlvr2"]}), ("pairs", "task"), ("pairs", "group")])
+def test_a_run_that_no_model_can_be_begun_for_is_named(init, models):
+    others = dict(gt=dict(models="group"), pairs=dict(models={"a": ["vqa", "gqa"], "b": ["vqa", "nlvr2"]}))
+    with pytest.raises(ValueError, match=rf"^params.yaml: run 'mine': a model of .* cannot begin with '{init}': \d of its models .*$"):
+        read_grid(study(others | dict(mine=dict(init=init, models=models))))
+    assert "mine" in read_grid(study(others | dict(mine=dict(init="pairs", models={"x": ["nlvr2"], "y": ["gqa", "vizwiz"]}))))
+
+
+@pytest.mark.parametrize("schedule, after, words", [
+    ("easy_first", "gt", ""), ("hard_first", "pairs", "does not say how difficult vg_qa, .*, snli_ve is"), ("equal_steps", "at", ""),
+    ("easy_first", "captions", "does not say how difficult vqa, .* is"), ("equal_steps", "gt", "none has just the tasks vqa, .*, snli_ve")])
+def test_the_run_that_is_waited_for_has_learned_what_it_is_asked_about(schedule, after, words):
+    models = dict(gt="group", at="all", pairs={"a": ["vqa", "gqa"]}, captions={"a": ["coco_captioning"]})
+    follower = study({name: dict(models=own) for name, own in models.items()}, dict(mine=MULTI | dict(schedule=schedule, after=after)))
+    if not words: assert "mine" in read_grid(follower)
+    else:
+        with pytest.raises(ValueError, match=f"^params.yaml: run 'mine': .*'{after}' .*{words}"): read_grid(follower)
+
+
+@pytest.mark.parametrize("own", [0, 3, None, "two", [-1], [2 ** 63], [0, 0], [1, 2, 1], ["0"], [True], [.5], [[0]], {0: 1}])
 def test_a_list_of_seeds_that_is_none_is_refused(own):
     with pytest.raises(ValueError) as refused: read_grid(study(dict(at={})) | dict(seeds=dict(side=own)))
     assert f"seeds: side is {own!r}, which is not a list of different whole numbers" in str(refused.value)

@@ -1,6 +1,8 @@
 "Word pieces as BERT reads them, and answer vocabularies."
 import json
+import os
 import pickle
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -204,6 +206,14 @@ def test_files_that_are_no_list_of_answers_are_refused(tmp_path, content, match)
 def test_a_file_that_is_not_json_is_named(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\x80\x03}q")
     with pytest.raises(ValueError, match="a.json: not JSON"): AnswerVocabulary.open(tmp_path / "a.json")
+
+
+def test_a_list_of_answers_is_a_file_and_no_longer_than_any_needs_to_be(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(OSError, match="a pipe or a device, and no file"): AnswerVocabulary.open(path)
+    monkeypatch.setattr("vl12in1.examples.text.LARGEST", 20)
+    with pytest.raises(ValueError, match="a.json: not JSON .more than 20 bytes"): published(tmp_path, ["yes"] * 9)
 
 
 phrases = st.lists(st.sampled_from(["", "yes", "Yes", "two", "2", "in the mirror", "t-shirt", "t shirt", "a", "?", "naïve"]),

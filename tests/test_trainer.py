@@ -325,6 +325,28 @@ def test_a_damaged_checkpoint_is_left_out_for_the_one_before(tmp_path, undisturb
     for name, tensor in weights(again).items(): assert torch.equal(tensor, undisturbed[1][name]), name
 
 
+def flip(path, place):
+    "Change one bit of a file."
+    content = bytearray(path.read_bytes())
+    content[place] ^= 64
+    path.write_bytes(content)
+
+
+def test_a_changed_bit_of_a_weight_is_damage(tmp_path):
+    toy.trainer(tmp_path, checkpoint_every=2, iterations=4).run()
+    newest, before = (tmp_path / "run" / name for name in ("checkpoint.pt", "previous.pt"))
+    weight = torch.load(newest, weights_only=True)["model"]["heads.ground.classifier.weight"].numpy().tobytes()
+    assert newest.read_bytes().count(weight) == 1
+    flip(newest, newest.read_bytes().index(weight) + 3)
+    again = toy.trainer(tmp_path, iterations=4)
+    words = r"checkpoint.pt: damaged.* \(\S+/data/\d+ in it is not as it was written.* goes on from .*previous.pt, iteration 2"
+    with pytest.warns(UserWarning, match=words): again.resume()
+    assert again.iteration == 2
+    flip(before, before.read_bytes().index(b"optimizer"))
+    with pytest.raises(CheckpointError, match="previous.pt: damaged.*data.pkl in it is not as it was written"):
+        toy.trainer(tmp_path, iterations=4).resume()
+
+
 def test_two_damaged_checkpoints_are_both_named(tmp_path):
     toy.trainer(tmp_path, checkpoint_every=2, iterations=4).run()
     for name in ("checkpoint.pt", "previous.pt"): spoil(tmp_path / "run" / name)

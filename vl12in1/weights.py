@@ -22,7 +22,7 @@ from torch import serialization
 from torch._weights_only_unpickler import _get_allowed_globals
 from torch.overrides import TorchFunctionMode
 
-from .files import StandIn, plain_json, plain_pickle, regular, room_beside, written
+from .files import StandIn, content_of, plain_json, plain_pickle, regular, room_beside, written
 
 # %% ../nbs/04_weights.ipynb #checkpointerror
 class CheckpointError(ValueError):
@@ -60,14 +60,25 @@ class _Storages:
         self.bytes[key] = max(self.bytes.get(key, 0), count * kind.width)
         return StandIn()
 
+def _whole_parts(packed: ZipFile, length: int) -> dict:
+    "Name -> part of a file of PyTorch's newer form; ValueError if one is not as PyTorch writes it, or not as it was written."
+    parts = {part.filename.partition("/")[2]: part for part in packed.infolist()}
+    if len(parts) < len(packed.infolist()): raise ValueError("two parts have one name")
+    if any(part.compress_type != ZIP_STORED for part in parts.values()): raise ValueError("its parts are packed, as PyTorch packs none")
+    if sum(part.file_size for part in parts.values()) > length: raise ValueError("its parts claim more bytes than it has")
+    if damaged := packed.testzip(): raise ValueError(f"{damaged} in it is not as it was written")
+    return parts
+
+def check_sums(path):
+    "ValueError if a part of a file of PyTorch's newer form is damaged, or OSError if there is none; PyTorch compares no checksums."
+    length = regular(path)
+    with ZipFile(path) as packed: _whole_parts(packed, length)
+
 def _check_zip(path, length: int):
-    "ValueError unless the pickle in a file of PyTorch's newer form is plain, and every storage there."
+    "ValueError unless the pickle in a file of PyTorch's newer form is plain, and every storage there, as it was written."
     storages = _Storages()
     with ZipFile(path) as packed:
-        parts = {part.filename.partition("/")[2]: part for part in packed.infolist()}
-        if len(parts) < len(packed.infolist()): raise ValueError("two parts have one name")
-        if any(part.compress_type != ZIP_STORED for part in parts.values()): raise ValueError("its parts are packed, as PyTorch packs none")
-        if sum(part.file_size for part in parts.values()) > length: raise ValueError("its parts claim more bytes than it has")
+        parts = _whole_parts(packed, length)
         plain_pickle(packed.read(parts["data.pkl"]), _stand_ins(), storages)
     sizes = {name: part.file_size for name, part in parts.items()}
     for key, claimed in storages.bytes.items():
@@ -205,10 +216,7 @@ LARGEST = 2 ** 26  # bytes of a file beside the weights; BERT's vocabulary takes
 
 def read_text(path) -> str:
     "What a text file beside the weights holds; CheckpointError if it cannot be read, or is larger than any of them."
-    try:
-        with open(path, "rb") as file: content = file.read(LARGEST + 1)
-        if len(content) > LARGEST: raise ValueError(f"more than {LARGEST:,} bytes")
-        return content.decode().replace("\r\n", "\n")
+    try: return content_of(path, LARGEST).decode().replace("\r\n", "\n")
     except (OSError, ValueError) as error: raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 # %% ../nbs/04_weights.ipynb #read-json

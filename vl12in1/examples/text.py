@@ -20,10 +20,10 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from ..answers import normalise_answer, soft_scores
-from ..files import plain_json, write_text
+from ..files import content_of, plain_json, write_text
 from ..model.interface import method_of
 from ..tasks import ASKABLE, vocabularies_of
-from ..weights import CheckpointError, read_text
+from ..weights import LARGEST, CheckpointError, read_text
 
 # %% ../../nbs/50_text.ipynb #split-words
 _clean, _split = BertNormalizer(lowercase=True), BertPreTokenizer()
@@ -161,8 +161,8 @@ def build_answers(*frames, minimum=9, form=normalise_answer) -> list[str]:
 
 # %% ../../nbs/50_text.ipynb #read-answers
 def read_answers(path) -> list[str]:
-    "A published list of answers, from JSON: a list, or an object answer -> position; ValueError if it is neither."
-    try: content = plain_json(Path(path).read_bytes())
+    "A published list of answers, from JSON: a list, or an object answer -> position; ValueError if it is neither, OSError if no file."
+    try: content = plain_json(content_of(path, LARGEST))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if isinstance(content, dict):

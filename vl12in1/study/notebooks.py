@@ -23,7 +23,7 @@ import yaml
 
 from ..children import end_with_study
 from ..endings import ending, one_line
-from ..fields import Count, Within, misfit, problems_of_fields, shown
+from ..fields import Count, Name, Within, fits, misfit, problems_of_fields, shown
 from ..files import regular
 
 # %% ../../nbs/70_notebooks.ipynb #root
@@ -58,16 +58,19 @@ def read_yaml(path):
     "What a file of settings holds; ValueError that names it, and its line, if it is no YAML, or too large."
     size = regular(path)
     if size > LARGEST: raise ValueError(f"{path}: {size:,} bytes; settings take a few thousand: is it the right file?")
+    content = path.read_bytes()
     try:
-        loader = yaml.SafeLoader(path.read_bytes())
+        loader = yaml.SafeLoader(content)
         document = loader.get_single_node()
         if document is None: return None
         if written_out(document, {}) > MOST: raise ValueError(f"its aliases stand for more than {MOST:,} values")
         return loader.construct_document(document)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # a value that is not what its tag says makes the constructor stumble over anything
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}{line}: no YAML ({getattr(error, 'problem', None) or error}); mend it there") from None
+        known = isinstance(error, (yaml.YAMLError, ValueError, RecursionError))
+        problem = getattr(error, "problem", None) or error if known else "a value is not what its tag says"
+        raise ValueError(f"{path}{line}: no YAML ({problem}); mend it there") from None
 
 def read_sections(path) -> dict:
     "The sections of a YAML file; ValueError that names the file, and its line, for what is none."
@@ -141,9 +144,9 @@ class Text:
 class Retrieval:
     """Section `retrieval`.
 
-    - `pool`: among how many images a caption looks for its own; null: among all
+    - `pool`: among how many images a caption looks for its own; null: among all. Among ten, every one is among the best ten
     """
-    pool: Count | None
+    pool: Annotated[int, Within(11, 1_000_000_000)] | None
 
 @dataclass
 class Sweep:
@@ -169,9 +172,8 @@ def problems_of_section(study, section, kind) -> list[str]:
 def problems_of_sections(study) -> list[str]:
     "What is wrong with the sections in `SECTIONS`, and with `bert`, where they are there."
     problems = [problem for section, kind in SECTIONS.items() if section in study for problem in problems_of_section(study, section, kind)]
-    bert = study.get("bert")
-    if bert is None or type(bert) is str and bert: return problems
-    return [*problems, f"{study.files['bert']}: {misfit('bert', bert, str | None)}"]
+    if fits(study.get("bert"), Name | None): return problems
+    return [*problems, f"{study.files['bert']}: {misfit('bert', study['bert'], Name | None)}"]
 
 # %% ../../nbs/70_notebooks.ipynb #70sect04
 def settings(profile: str | None = None) -> Settings:

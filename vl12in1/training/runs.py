@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'FOLLOWING', 'FIELDS', 'REQUIRED', 'OTHER_SECTIONS', 'SCHEDULES', 'tasks_of', 'Run', 'problems_of',
-           'complaints', 'parent', 'weights', 'problems_of_seeds', 'all_seeds', 'some_of', 'misfits', 'circles',
-           'own_seeds', 'left_out', 'read_grid', 'run_of', 'part_of', 'read_examples', 'easiest_first',
-           'equal_iterations', 'config_of', 'serves', 'make_trainer', 'parameters_used']
+           'complaints', 'problems_of_parent', 'parent', 'weights', 'problems_of_seeds', 'all_seeds', 'some_of',
+           'misfits', 'circles', 'problems_of_after', 'unfounded', 'own_seeds', 'left_out', 'read_grid', 'run_of',
+           'part_of', 'read_examples', 'easiest_first', 'equal_iterations', 'config_of', 'serves', 'make_trainer',
+           'parameters_used']
 
 # %% ../../nbs/58_runs.ipynb #cbcfaecc
 import math
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..fields import Rate, did_you_mean, fits, problems_of_fields, shown, suggestion
+from ..fields import Rate, Seed, did_you_mean, fits, problems_of_fields, shown, suggestion
 from ..model.heads import TOKENS, with_tasks, with_tokens
 from ..tasks import ASKABLE, GROUPS, MORE, TASKS
 from .balancing import GRADIENTS, LOSSES, ScaledLosses, Weighed
@@ -104,13 +105,13 @@ FIELDS = dict(init=_NAME, kind=_NAME, data=_one_of(["clean", "all"]), fraction=_
               affinity=_INTERVAL, after=_NAME, seeds=_NAME)
 
 # %% ../../nbs/58_runs.ipynb #be840691
-MODEL_NAME = re.compile(r"\w[\w+-]*", re.ASCII)
+MODEL_NAME = re.compile(r"\w[\w+-]{0,199}", re.ASCII)
 
 def problems_of_parts(name, parts) -> list[str]:
     "What is wrong with the tasks and groups (`parts`) of one model of an entry."
     problems = []
     if not isinstance(name, str) or not MODEL_NAME.fullmatch(name) or name == "average":
-        problems.append(f"models: {name!r} is not a name of letters, digits, _, + and - (nor may it be average)")
+        problems.append(f"models: {shown(name)} is not a name of at most 200 letters, digits, _, + and - (nor may it be average)")
     if not isinstance(parts, list) or not parts:
         return [*problems, f"models: {name!r} has {shown(parts)}, which is not a list of tasks and groups"]
     known = [*GROUPS, *ASKABLE]
@@ -177,17 +178,25 @@ def complaints(wrong) -> list[str]:
     return [f"params.yaml: {listed(names)}: {text}" for text, names in names.items()]
 
 # %% ../../nbs/58_runs.ipynb #parent
-def parent(run, tasks, grid) -> str:
-    "Name of the model of `run.init` that a model of `tasks` begins with; `grid`: name -> `Run`."
-    if run.init not in grid: return "all"
+def _candidates(run, tasks, grid) -> list[str]:
+    "Names of the models of `run.init` that have learned `tasks`."
+    if run.init not in grid: return ["all"]
     begun = grid[run.init].tasks()
     for asked in (set(tasks), set(tasks) - MORE.keys()):  # what is beyond the twelve need not have been learned before
         candidates = [name for name, learned in begun.items() if asked <= set(learned)]
         if candidates: break
-    if len(candidates) != 1:
-        raise ValueError(f"params.yaml: a model of {', '.join(tasks)} cannot begin with {run.init!r}: "
-                         f"{len(candidates)} of its models have learned that")
-    return candidates[0]
+    return candidates
+
+def problems_of_parent(run, tasks, grid) -> list[str]:
+    "Why a model of `tasks` cannot begin with `run.init`, empty if it can."
+    count = len(_candidates(run, tasks, grid))
+    if count == 1: return []
+    return [f"a model of {', '.join(tasks)} cannot begin with {run.init!r}: {count} of its models have learned that"]
+
+def parent(run, tasks, grid) -> str:
+    "Name of the model of `run.init` that a model of `tasks` begins with; `grid`: name -> `Run`."
+    if problems := problems_of_parent(run, tasks, grid): raise ValueError(f"params.yaml: {problems[0]}")
+    return _candidates(run, tasks, grid)[0]
 
 def weights(folder, model, seed=None, place=0) -> Path:
     """Folder with the weights of a model among those of a run (`folder`): of this `seed`, or, if there is none, of the one at this
@@ -201,8 +210,8 @@ def weights(folder, model, seed=None, place=0) -> Path:
 def problems_of_seeds(seeds) -> list[str]:
     "What is wrong with the profile's `seeds`: name -> list of the seeds that models are trained with; empty: no model is."
     def different(own):
-        return isinstance(own, list) and all(type(seed) is int and seed >= 0 for seed in own) and len(set(own)) == len(own)
-    return [f"seeds: {name} is {own!r}, which is not a list of different whole numbers from 0 on, such as [0, 1, 2]"
+        return isinstance(own, list) and all(fits(seed, Seed) for seed in own) and len(set(own)) == len(own)
+    return [f"seeds: {name} is {shown(own)}, which is not a list of different whole numbers from 0 to 2**63 - 1, such as [0, 1, 2]"
             for name, own in seeds.items() if not different(own)]
 
 def all_seeds(seeds) -> list[int]:
@@ -240,6 +249,22 @@ def circles(grid) -> list[str]:
     except CycleError as error: return [f"params.yaml: runs that begin with each other: {', '.join(error.args[1][1:])}"]
     return []
 
+def problems_of_after(run, tasks, grid) -> list[str]:
+    "Why the run in `after` does not tell a model of `tasks` of `run` what its schedule needs, empty if it does."
+    if not run.after: return []
+    followed = [set(own) for own in grid[run.after].tasks().values()]
+    if run.schedule == "equal_steps":
+        if set(tasks) in followed: return []
+        return [f"no model of {run.after!r} says how many steps are as many, since none has just the tasks {', '.join(tasks)}"]
+    unknown = [task for task in tasks if task not in set().union(*followed)]
+    return [f"{run.after!r} does not say how difficult {', '.join(unknown)} is, which it has not learned"] if unknown else []
+
+def unfounded(grid) -> list[str]:
+    "What models need of those of other runs and do not find there, a line for each such run, of its first such model."
+    problems = {name: [problem for tasks in run.tasks().values() for needs in (problems_of_parent, problems_of_after)
+                       for problem in needs(run, tasks, grid)] for name, run in grid.items()}
+    return complaints({name: own[:1] for name, own in problems.items() if own})
+
 # %% ../../nbs/58_runs.ipynb #30ec225c
 def own_seeds(pretraining) -> dict[str, str]:
     "Entry of `pretraining` -> the key of the profile's `seeds` that it names, of those that name one."
@@ -264,7 +289,7 @@ def read_grid(study) -> dict[str, Run]:
             if not wrong: wrong = misfits(grid[name], section, study)
             if wrong: odd[name] = wrong
     problems += complaints(odd) + circles(grid)
-    problems = problems or left_out(grid, study)
+    problems = problems or unfounded(grid) + left_out(grid, study)
     if problems: raise ValueError("\n".join(problems))
     return grid
 

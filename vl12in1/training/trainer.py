@@ -29,6 +29,7 @@ from ..files import written
 from ..fields import Count, Fraction, Rate, Seed, Size, Within, check_fields
 from ..processes import add_up
 from ..tasks import TASKS, TRAINABLE, vocabularies_of
+from ..weights import check_sums
 from .affinity import Affinity
 from .balancing import InTurn, ScaledLosses
 from .evaluation import NotFinite, head_scores
@@ -423,7 +424,9 @@ def _reason(error) -> str:
 def read_checkpoint(path, device) -> dict:
     "What `Trainer.save` wrote, its tensors on `device`; CheckpointError for anything else. Executes nothing."
     advice = "delete it, and training begins anew, or put back a copy"
-    try: state = torch.load(path, map_location=device, weights_only=True)
+    try:
+        check_sums(path)
+        state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a damaged file makes the reader stumble over anything
         raise CheckpointError(f"{path}: damaged, or no checkpoint ({_reason(error)}); {advice}") from None
     absent = [name for name in KEPT if name not in state] if isinstance(state, dict) else KEPT
