@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vl12in1
+from vl12in1.evaluation.records import read_item_lines, read_report
+from vl12in1.evaluation.submissions import read_submission
 from vl12in1.files import StandIn, open_picture, plain_pickle, regular, room_beside, write_array, written
 from vl12in1.weights import write_tensors
 
@@ -113,6 +116,13 @@ def test_pipes_folders_and_holes_are_no_files(tmp_path):
     for path, reason in (tmp_path / "pipe", "a pipe"), (tmp_path, "a folder"), (Path("/dev/zero"), "a device"), (tmp_path / "hole", "hole"):
         with pytest.raises(OSError, match=reason) as caught: regular(path)
         assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [read_report, read_item_lines, partial(read_submission, "vqa", None)])
+def test_a_pipe_is_no_report_and_no_result_file(read, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises((OSError, ValueError), match="a pipe") as caught: read(tmp_path / "pipe")
+    assert f"{tmp_path}/pipe" in str(caught.value)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])

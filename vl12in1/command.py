@@ -14,7 +14,6 @@ from pathlib import Path
 from .endings import as_shown, ending, one_line, starting
 
 with starting("vl12in1"):
-    import numpy as np
     import torch
 
     import vl12in1
@@ -23,11 +22,9 @@ with starting("vl12in1"):
     from vl12in1.demo import add_demo_command
     from vl12in1.model import CheckpointError, Pretraining, TwelveInOne
     from vl12in1.model.checkpoints import PARTS, canonical_names, inspect, kind_of, read_published, write_published
-    from vl12in1.boxes import to_fractions
     from vl12in1.predictor import published_assets
     from vl12in1.predictor.asking import add_asking_commands
-    from vl12in1.regions import canonical_key, extract_by, find_features, import_features
-    from vl12in1.regions.detector import picture_size
+    from vl12in1.regions import canonical_key, extract_by, find_features, import_features, read_boxes
     from vl12in1.study.doctor import doctor
     from vl12in1.study.notebooks import root
     from vl12in1.study.plan import plan_text, read_rates
@@ -146,20 +143,11 @@ def pictures_in(folder, collection=None) -> dict[str, Path]:
         images[key] = file
     return images
 
-def boxes_in(path, images) -> dict[str, np.ndarray]:
-    "Boxes in a JSON file, key -> corners in pixels, as fractions of these images; ValueError for a key that none of them has."
-    boxes, fractions = read_json(path), {}
-    for key, corners in boxes.items():
-        if key not in images: raise ValueError(f"{path}: there is no picture {key!r}, of which it has boxes")
-        height, width = picture_size(images[key])
-        fractions[key] = to_fractions(np.array(corners, float).reshape(-1, 4), width, height)
-    return fractions
-
 # %% ../nbs/90_command.ipynb #extract-command
 def extract_command(arguments):
     "Detect the regions of all pictures in a folder, or describe boxes in them, and write a region store; goes on with one that was begun."
     images = pictures_in(arguments.pictures, arguments.collection)
-    boxes = boxes_in(arguments.boxes, images) if arguments.boxes else None
+    boxes = read_boxes(arguments.boxes, images) if arguments.boxes else None
     store = extract_by(max(torch.cuda.device_count(), 1), arguments.detector, images, arguments.store, boxes)
     print(f"{arguments.store}: {store.manifest['images']:,} images, {store.manifest['regions']:,} regions")
 

@@ -120,7 +120,7 @@ def load_manifest(folder: Path) -> dict:
         raise StoreError(f"{folder}: schema {found[:40]}, this version reads {SCHEMA}; extract again")
     if problem := manifest_problem(manifest): raise StoreError(f"{path}: damaged, {problem}; copy it again, or run the extraction again")
 
-    return manifest
+    return manifest | {"regions": sum(shard["rows"] for shard in manifest["shards"])}  # which one written by hand may leave out
 
 def read_manifest(folder) -> dict:
     "The manifest of a complete region store; raises `StoreError` if a file is missing or has another size."
