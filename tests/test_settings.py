@@ -169,6 +169,8 @@ def nested(count):
     (nested(12), "its aliases stand for more than 100,000 values"), ("a: &a [*a]\n", "more than 100,000 values"),
     ("runs: {}\n" * 40_000, "bytes"),
     ("[" * 5000, "no YAML"), ("a: 2024-13-45\n", "no YAML (month must be"), ("a: !!python/object/apply:os.getcwd []\n", "no YAML"),
+    *((f"a: {value}\n", "no YAML (a value is not what its tag says)") for value in ("!!timestamp x", "!!bool maybe", "!!int ''")),
+    ("a: !!float x\n", "no YAML (could not convert"),
     ("? [a]\n: b\n", "no YAML"), ("\x00\x01", "no YAML"), (f"a: {'9' * 5000}\n", "no YAML")])
 def test_yaml_that_would_take_for_ever_or_is_none_is_named(study, text, words):
     (study / "params.yaml").write_text(text)

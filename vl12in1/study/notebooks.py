@@ -58,16 +58,19 @@ def read_yaml(path):
     "What a file of settings holds; ValueError that names it, and its line, if it is no YAML, or too large."
     size = regular(path)
     if size > LARGEST: raise ValueError(f"{path}: {size:,} bytes; settings take a few thousand: is it the right file?")
+    content = path.read_bytes()
     try:
-        loader = yaml.SafeLoader(path.read_bytes())
+        loader = yaml.SafeLoader(content)
         document = loader.get_single_node()
         if document is None: return None
         if written_out(document, {}) > MOST: raise ValueError(f"its aliases stand for more than {MOST:,} values")
         return loader.construct_document(document)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except Exception as error:  # a value that is not what its tag says makes the constructor stumble over anything
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}{line}: no YAML ({getattr(error, 'problem', None) or error}); mend it there") from None
+        known = isinstance(error, (yaml.YAMLError, ValueError, RecursionError))
+        problem = getattr(error, "problem", None) or error if known else "a value is not what its tag says"
+        raise ValueError(f"{path}{line}: no YAML ({problem}); mend it there") from None
 
 def read_sections(path) -> dict:
     "The sections of a YAML file; ValueError that names the file, and its line, for what is none."
