@@ -23,7 +23,7 @@ import yaml
 
 from ..children import end_with_study
 from ..endings import ending, one_line
-from ..fields import Count, Within, misfit, problems_of_fields, shown
+from ..fields import Count, Name, Within, fits, misfit, problems_of_fields, shown
 from ..files import regular
 
 # %% ../../nbs/70_notebooks.ipynb #root
@@ -144,9 +144,9 @@ class Text:
 class Retrieval:
     """Section `retrieval`.
 
-    - `pool`: among how many images a caption looks for its own; null: among all
+    - `pool`: among how many images a caption looks for its own; null: among all. Among ten, every one is among the best ten
     """
-    pool: Count | None
+    pool: Annotated[int, Within(11, 1_000_000_000)] | None
 
 @dataclass
 class Sweep:
@@ -172,9 +172,8 @@ def problems_of_section(study, section, kind) -> list[str]:
 def problems_of_sections(study) -> list[str]:
     "What is wrong with the sections in `SECTIONS`, and with `bert`, where they are there."
     problems = [problem for section, kind in SECTIONS.items() if section in study for problem in problems_of_section(study, section, kind)]
-    bert = study.get("bert")
-    if bert is None or type(bert) is str and bert: return problems
-    return [*problems, f"{study.files['bert']}: {misfit('bert', bert, str | None)}"]
+    if fits(study.get("bert"), Name | None): return problems
+    return [*problems, f"{study.files['bert']}: {misfit('bert', study['bert'], Name | None)}"]
 
 # %% ../../nbs/70_notebooks.ipynb #70sect04
 def settings(profile: str | None = None) -> Settings:
