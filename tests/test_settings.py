@@ -100,10 +100,6 @@ PARAMS, PROFILE = "params.yaml", "profiles/miniature.yaml"
     (PARAMS, "stop_and_go: true", "stop_and_go: 'false'", "stop_and_go 'false' is not true or false"),
     (PARAMS, "init: pretrain_improved", "init: pretrain_improvd", "did you mean 'pretrain_improved'"),
     (PARAMS, "init: gt,", "init: gt_ft,", "runs that begin with each other: gt_ft"),
-    (PARAMS, "init: gt,", "init: pairs,", "run 'gt_ft': a model of vqa cannot begin with 'pairs': 3 of its models have learned that"),
-    (PARAMS, "st_clean, seeds", "at_without_g4, seeds", "run 'curriculum': 'at_without_g4' does not say how difficult nlvr2, snli_ve is"),
-    (PARAMS, "after: at,", "after: gt,", "run 'round_robin_equal': no model of 'gt' says how many steps are as many"),
-    (PARAMS, "models: group", f"models: {{{'x' * 300}: [vqa]}}", "is not a name of at most 200 letters"),
     (PARAMS, "after: at,", "after: att,", "after 'att' is not one of"),
     (PARAMS, "overlap: 0.4", "overlap: 1.4", "pretraining: improved: overlap is 1.4, not a number from 0 to 1"),
     (PARAMS, "region_target: classes", "region_target: clases", "region_target is 'clases', not one of classes"),
@@ -165,7 +161,6 @@ PARAMS, PROFILE = "params.yaml", "profiles/miniature.yaml"
     (PROFILE, "seed: 1000", "seed: 0", "sweep: with seed 0 and repeats 3 it trains with [0], which are seeds of the study"),
     (PROFILE, "side: [0]", "side: 0", "seeds: side is 0"), (PROFILE, "side: [0]", "side: [0, 0]", "seeds: side is [0, 0]"),
     (PROFILE, "side: [0]", "side: [-1]", "seeds: side is [-1]"),
-    (PROFILE, "beyond: []", "beyond: [0x8000000000000000]", "seeds: beyond is [9223372036854775808], which is not a list"),
     (PROFILE, "main: [0], side: [0]", "main: [], side: []", "no list has a seed"),
     (PROFILE, "retrieval: {pool: 1000}", "", "no section 'retrieval'"),
     (PROFILE, "retrieval: {pool: 1000}", "retrieval: 7", "retrieval holds 7")])
