@@ -317,7 +317,7 @@ def test_a_complete_run_is_asked_by_its_own_lock(checkout, name):
     if not (checkout / f"reports/{name}/dvc.lock").exists(): pytest.skip(f"reports/{name} is not there yet")
     text, wrong = why(f"reports/{name}/table_multitask.md", "vqa", "at")
     assert "run at: profile thorough, seeds 0, 1, 2, 3, 4" in text
-    assert all("is not what" in one and one.startswith(("data: ", "build/miniature: ")) for one in wrong)  # another world than today's
+    assert wrong == []
     assert locate(checkout / f"reports/{name}/table_multitask.md")[0] == name
 
 
