@@ -282,7 +282,8 @@ def test_the_command_says_so_by_its_exit_status(checkout, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("report, words, complaint", [
-    ("README.md", (), "no report of this checkout"), ("reports", (), "no report of this checkout"), ("reports/benchmarks/bytes.md", (), "measured by make benchmark"),
+    ("README.md", (), "no report of this checkout"), ("reports", (), "no report of this checkout"),
+    ("reports/benchmarks/bytes.md", (), "measured by make benchmark"),
     ("reports/table_multitask.md", ("vqa", "nobody"), "no cell 'vqa', 'nobody'; rows: Text only")])
 def test_what_cannot_be_answered_is_said_in_one_line(checkout, report, words, complaint):
     with pytest.raises(ValueError, match=re.escape(complaint)) as error: why(report, *words)
