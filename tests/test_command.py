@@ -23,6 +23,7 @@ from vl12in1.endings import ending, one_line
 from vl12in1.model import TwelveInOne, ViLBERTConfig
 from vl12in1.model.checkpoints import write_published
 from vl12in1.model.heads import with_tasks
+from vl12in1.study.results import invent_run
 from vl12in1.tasks import MORE
 from vl12in1.world import WorldConfig, write_world
 
@@ -49,7 +50,7 @@ def desk(tmp_path_factory):
     (folder / "boxes.json").write_text('{"album:one": [[0, 0, 30, 20]]}')
     (folder / "seen.txt").write_text("1\n2\n")
     (folder / "drop.json").write_text('{"coco": ["1"]}')
-    (folder / "reports").mkdir()
+    invent_run(folder / "reports", "at", {"all": ["vqa"]}, .6)
     (folder / "reports/index.csv").write_text("claim,verdict,difference,difference_low,difference_high\nmore,holds,1.5,.5,2.5\n")
     return folder
 

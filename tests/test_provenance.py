@@ -282,7 +282,8 @@ def test_the_command_says_so_by_its_exit_status(checkout, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("report, words, complaint", [
-    ("README.md", (), "no report of this checkout"), ("reports", (), "no report of this checkout"), ("reports/benchmarks/bytes.md", (), "measured by make benchmark"),
+    ("README.md", (), "no report of this checkout"), ("reports", (), "no report of this checkout"),
+    ("reports/benchmarks/bytes.md", (), "measured by make benchmark"),
     ("reports/table_multitask.md", ("vqa", "nobody"), "no cell 'vqa', 'nobody'; rows: Text only")])
 def test_what_cannot_be_answered_is_said_in_one_line(checkout, report, words, complaint):
     with pytest.raises(ValueError, match=re.escape(complaint)) as error: why(report, *words)
@@ -317,7 +318,7 @@ def test_a_complete_run_is_asked_by_its_own_lock(checkout, name):
     if not (checkout / f"reports/{name}/dvc.lock").exists(): pytest.skip(f"reports/{name} is not there yet")
     text, wrong = why(f"reports/{name}/table_multitask.md", "vqa", "at")
     assert "run at: profile thorough, seeds 0, 1, 2, 3, 4" in text
-    assert all("is not what" in one and one.startswith(("data: ", "build/miniature: ")) for one in wrong)  # another world than today's
+    assert wrong == []
     assert locate(checkout / f"reports/{name}/table_multitask.md")[0] == name
 
 

@@ -11,7 +11,7 @@ __all__ = ['BLOCKS', 'OF_DATA', 'KNOWN', 'Resting', 'problems_of_training', 'see
 from dataclasses import dataclass, fields
 
 from ..fields import Count, Name, problems_of_fields, shown, suggestion
-from ..model import PRESETS, GatedConfig
+from ..model import PRESETS
 from ..regions import DetectorConfig
 from .notebooks import Settings, Sweep, problems_of_section, settings
 from ..training.masking import PretrainingRun
@@ -50,8 +50,8 @@ OF_DATA = ("vocab_size", "feature_dim", "task_tokens")  # which `build_model` fi
 
 def sees(config) -> bool:
     "Whether words ask regions in any layer of an encoder."
-    if not isinstance(config, GatedConfig): return len(config.text_connections) > 0
-    return any("tv" in sublayer.split() for sublayer in config.sublayers)
+    if hasattr(config, "sublayers"): return any("tv" in sublayer.split() for sublayer in config.sublayers)
+    return len(config.text_connections) > 0
 
 def problems_of_learning(config, replaced) -> list[str]:
     "Why an encoder with these fields `replaced` would not fit the data, or learn nothing from it."
