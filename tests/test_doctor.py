@@ -128,10 +128,7 @@ def test_a_folder_can_be_examined_outside_of_a_checkout(data, tmp_path, monkeypa
     ("profiles/miniature.yaml", "  common:", "  usual:", "common is missing"),
     ("profiles/miniature.yaml", "word_pieces:", "pieces:", "pieces")])
 def test_settings_that_are_wrong_are_one_line(tmp_path, monkeypatch, file, old, new, problem):
-    edited_settings(tmp_path, file, old, new)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end: main(["doctor", "."])
-    assert problem in end.value.code and "\n" not in end.value.code
+    assert problem in refusal(["doctor", "."], tmp_path, monkeypatch, file, old, new)
 
 
 @pytest.mark.parametrize("file, old, new, problem", [
@@ -139,20 +136,21 @@ def test_settings_that_are_wrong_are_one_line(tmp_path, monkeypatch, file, old, 
     ("params.yaml", "encoder: vilbert", "encoder: vibert", "encoder 'vibert' is not in profiles/full.yaml"),
     ("params.yaml", "overlap: 0.4", "overlapp: 0.4", "overlapp")])
 def test_nothing_is_planned_with_settings_that_are_wrong(tmp_path, monkeypatch, file, old, new, problem):
-    edited_settings(tmp_path, file, old, new)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end: main(["plan", "full"])
-    assert problem in end.value.code and "\n" not in end.value.code
+    assert problem in refusal(["plan", "full"], tmp_path, monkeypatch, file, old, new)
 
 
-def edited_settings(folder, file, old, new):
-    "A checkout's settings in `folder`, in one file of which there is `new` where `old` stood."
+def refusal(command, folder, monkeypatch, file, old, new):
+    "The one line that a command ends with in a checkout, in `folder`, in whose settings there is `new` where `old` stood."
     root = Path(__file__).parents[1]
     for name in ("dvc.yaml", "params.yaml"): shutil.copy(root / name, folder)
     shutil.copytree(root / "profiles", folder / "profiles")
     text = (folder / file).read_text()
     assert old in text
     (folder / file).write_text(text.replace(old, new))
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as end: main(command)
+    assert "\n" not in end.value.code
+    return end.value.code
 
 
 @pytest.mark.parametrize("rates", ["", "[]", "{}", '{"steps": {"vqa": 1}}', '{"steps": {}}', '{"steps": 5, "device": "a"}'])
