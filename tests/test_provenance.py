@@ -16,7 +16,8 @@ from vl12in1.evaluation.records import read_item_scores
 from vl12in1.study import origin, parallel, provenance
 from vl12in1.study.origin import combined, digest, made_by, outputs
 from vl12in1.study.provenance import (
-    SCORED, SHOWN, chain, commit_of, find_cell, locate, read_lock, read_record, read_study, runs_of, unlike, why)
+    SCORED, SHOWN, chain, commit_of, find_cell, locate, read_lock, read_study, runs_of, unlike, why)
+from vl12in1.study.results import read_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -310,7 +311,7 @@ def test_a_table_that_is_none_is_named(tmp_path, content):
 def test_a_damaged_record_of_a_run_is_named(tmp_path, content):
     path = tmp_path / "at.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=f"^{path}: n"): read_record(path)
+    with pytest.raises(ValueError, match=f"^{path}: n"): read_run(path)
 
 
 @pytest.mark.parametrize("name", ["thorough"])

@@ -503,6 +503,12 @@ def test_item_scores_that_are_none_are_named(tmp_path, text):
         with pytest.raises(ValueError, match="at.csv: no scores of test items"): read_item_scores(tmp_path / "at.csv")
 
 
+@pytest.mark.parametrize("lines", ["all,vqa,a,-,1,\nall,vqa,b,-,,\n", "all,vqa,a,-,,\ng1,gqa,b,-,1,1\n"])
+def test_items_without_a_score_are_named(tmp_path, lines):
+    (tmp_path / "at.csv").write_text(f"model,task,images,kind,seed0,seed1\n{lines}")
+    with pytest.raises(ValueError, match="at.csv: all and vqa: items without a score; take it back"): read_item_scores(tmp_path / "at.csv")
+
+
 @pytest.mark.parametrize("header, line", [("model,task,images,kind,seed0", "all,vqa,a,-,1" * 1000), ("a," * 5000, "1," * 5000),
                                           ("model,task,images,kind,seed0", "all,vqa,a,-,1,2")])
 def test_a_line_without_an_end_is_named_at_once(tmp_path, header, line):

@@ -59,21 +59,24 @@ def _remove(part: Path):
     else: part.unlink(missing_ok=True)
 
 def _part_of(path: Path) -> Path:
-    "Under which name `path` is written by this process; what ended processes left under theirs is removed."
-    stem = f".{os.fsdecode(os.fsencode(path.name)[:200])}"
-    part = path.with_name(f"{stem}.{os.getpid()}.part")
-    for old in [part, *_left_in(path.parent.resolve()).pop(stem, [])]: _remove(old)
-    return part
+    "Under which name `path` is written by this process."
+    return path.parent / f".{os.fsdecode(os.fsencode(path.name)[:200])}.{os.getpid()}.part"
+
+def _clear(part: Path):
+    "Remove a part, and what ended processes left of the same file."
+    stem = part.name.rsplit(".", 2)[0]
+    for old in [part, *_left_in(part.parent.resolve()).pop(stem, [])]: _remove(old)
 
 @contextmanager
 def written(path: str | Path):
     """`with written(path) as part:` write the file `part`, which becomes `path` at the end; after an exception there is no `part`, and
     `path` is what it was. OSError that names `path` if it cannot be written."""
-    path = part = Path(path)
+    path = Path(path)
+    part = _part_of(path)
     try:
         if path.is_dir(): raise IsADirectoryError(errno.EISDIR, "a folder is there")
         with suppress(FileNotFoundError): path.lstat()  # a name that no file can have is an error before anything is written
-        part = _part_of(path)
+        _clear(part)
         part.touch()
         mode = part.stat().st_mode
         yield part
@@ -85,8 +88,7 @@ def written(path: str | Path):
         if error.filename not in (None, str(part), str(path.parent)): raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
-        if part != path:
-            with suppress(OSError): part.unlink()
+        with suppress(OSError, ValueError): part.unlink()
 
 # %% ../nbs/03a_files.ipynb #03afkind2
 def write_text(path: str | Path, text: str) -> None:
@@ -106,6 +108,7 @@ def room_beside(path: str | Path):
     "`with room_beside(path) as room:` an empty folder on the same disk as `path`. OSError that names `path` if there can be none."
     path = Path(path)
     room = _part_of(path.with_name(f"{path.name}.room"))
+    _clear(room)
     try:
         try: room.mkdir()
         except OSError as error: raise OSError(error.errno, error.strerror, str(path)) from None

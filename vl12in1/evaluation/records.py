@@ -85,7 +85,8 @@ def read_item_scores(path: Path) -> dict[tuple[str, str], tuple[np.ndarray, pd.D
     lines, tests = read_item_lines(path), {}
     seeds = sorted(lines.filter(regex=r"^seed\d+$"), key=lambda name: int(name.removeprefix("seed")))
     for key, items in lines.groupby(["model", "task"], sort=False):
-        scores = items[seeds].dropna(axis="columns").to_numpy(float).T / 100
+        scores = items[seeds].dropna(axis="columns", how="all").to_numpy(float).T / 100
+        if not scores.size or np.isnan(scores).any(): raise ValueError(f"{path}: {' and '.join(key)}: items without a score; {AGAIN}")
         tests[key] = scores, items[["images", "kind"]].reset_index(drop=True)
     return tests
 

@@ -130,6 +130,11 @@ class GatedConfig(EncoderConfig, architecture="gated"):
         usual = getattr(self, what.replace("_size", "_hidden"))
         return next((size for place, name, size in self.widths if (place, name) == (number, what)), usual)
 
+    @property
+    def sees(self) -> bool:
+        "Whether words ask regions in any layer."
+        return any("tv" in self.kind(number).split() for number in range(len(self.sublayers)))
+
     def activations(self, words: int, regions: int) -> int:
         "Numbers that the sublayers put out for one pair: what training keeps in memory grows with them."
         positions = {"text": words * self.text_hidden, "image": regions * self.image_hidden}

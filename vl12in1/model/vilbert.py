@@ -87,6 +87,11 @@ class ViLBERTConfig(EncoderConfig, architecture="vilbert"):
     @property
     def pooled_width(self) -> int: return self.co_hidden
 
+    @property
+    def sees(self) -> bool:
+        "Whether words ask regions in any layer."
+        return len(self.text_connections) > 0
+
     def activations(self, words: int, regions: int) -> int:
         "Numbers that the layers put out for one pair: what training keeps in memory grows with them."
         co = len(self.text_connections)

@@ -54,6 +54,11 @@ def written_out(node, counts) -> int:
 # %% ../../nbs/70_notebooks.ipynb #70yaml03
 MAPPINGS = ("runs", "followers", "merged", "pretraining", "world", "text", "regions", "encoders", "training", "retrieval", "seeds")
 
+def line_of(error) -> str:
+    "Where in its file YAML found an error, if it says so."
+    mark = getattr(error, "problem_mark", None)
+    return f", line {mark.line + 1}" if mark else ""
+
 def read_yaml(path):
     "What a file of settings holds; ValueError that names it, and its line, if it is no YAML, or too large."
     size = regular(path)
@@ -66,11 +71,9 @@ def read_yaml(path):
         if written_out(document, {}) > MOST: raise ValueError(f"its aliases stand for more than {MOST:,} values")
         return loader.construct_document(document)
     except Exception as error:  # a value that is not what its tag says makes the constructor stumble over anything
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
         known = isinstance(error, (yaml.YAMLError, ValueError, RecursionError))
         problem = getattr(error, "problem", None) or error if known else "a value is not what its tag says"
-        raise ValueError(f"{path}{line}: no YAML ({problem}); mend it there") from None
+        raise ValueError(f"{path}{line_of(error)}: no YAML ({problem}); mend it there") from None
 
 def read_sections(path) -> dict:
     "The sections of a YAML file; ValueError that names the file, and its line, for what is none."

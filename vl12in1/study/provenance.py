@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PER_RUN', 'CODE', 'UNHASHED', 'SCORED', 'COMPARED', 'SHOWN', 'Study', 'is_locked', 'read_lock', 'read_study',
            'inputs', 'chain', 'state', 'breaks', 'code_of', 'code_at', 'commit_of', 'other_code', 'runs_of', 'CsvCell',
-           'find_cell', 'rendered', 'unlike', 'locate', 'trace', 'code_lines', 'uncommitted', 'read_record',
-           'run_lines', 'compared', 'why']
+           'find_cell', 'rendered', 'unlike', 'locate', 'trace', 'code_lines', 'uncommitted', 'run_lines', 'compared',
+           'why']
 
 # %% ../../nbs/85a_provenance.ipynb #85a00003
 import contextlib
@@ -21,17 +21,17 @@ from typing import NamedTuple
 import pandas as pd
 import yaml
 
-from ..evaluation.records import AGAIN, read_report
+from ..evaluation.records import AGAIN
 from .captioning import CAPTION_ROWS
 from .claims import CLAIMS
 from .encoders import ENCODER_ROWS
 from .kinds import KIND_RUNS
 from .literature import OURS, PEERS_RUNS
-from .notebooks import code_view, read_sections, root
+from .notebooks import code_view, line_of, read_sections, root
 from .origin import combined, digest, outputs
 from .parallel import COMPLETE
 from .relations import PARTNERS
-from .results import is_run
+from .results import read_run
 from .tables import ABLATION_ROWS, FAMILIES, FRACTION_ROWS, MORE_ROWS, MULTITASK_ROWS, PRETRAINING_ROWS
 from ..tasks import TASKS
 
@@ -67,8 +67,7 @@ def read_lock(path: Path) -> dict[str, dict]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C ten times as fast
     try: lock = yaml.load(path.read_bytes(), loader)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # for tags as well
-        line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
-        raise ValueError(f"{path}{line}: no YAML; take it back from git") from None
+        raise ValueError(f"{path}{line_of(error)}: no YAML; take it back from git") from None
     stages = lock.get("stages") if isinstance(lock, dict) else None
     if isinstance(stages, dict) and all(map(is_locked, stages.values())): return stages
     raise ValueError(f"{path}: not as DVC writes it; take it back from git")
@@ -367,16 +366,10 @@ def uncommitted(paths) -> list[str]:
     return [f"{line[3:]}: is not as in the last commit" for line in said]
 
 # %% ../../nbs/85a_provenance.ipynb #run-lines
-def read_record(path: Path) -> dict:
-    "The report of a run; ValueError that names the file if it is none."
-    record = read_report(path)
-    if not is_run(record, path.stem): raise ValueError(f"{path}: not as the study writes it; {AGAIN}")
-    return record
-
 def run_lines(study: Study, runs) -> list[str]:
     "Profile, seeds and beginning of runs, from their records, a line for each that is here."
     files = [study.place(f"reports/runs/{run}.json") for run in sorted(runs)]
-    records = [read_record(file) for file in files if file.exists()]
+    records = [read_run(file) for file in files if file.exists()]
     return [f"run {one.get('run', '–')}: profile {one.get('profile', '–')}, seeds {', '.join(map(str, one.get('seeds', []))) or 'none'}, "
             f"begun with {one.get('init', 'nothing')}, on {one.get('data_name', '–')}" for one in records]
 
