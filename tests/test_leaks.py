@@ -82,6 +82,18 @@ def test_annotations_of_coco_are_lists(tmp_path, content, keys):
     assert leaks.read_image_list(tmp_path / "instances_train2017.json", "coco") == keys
 
 
+@pytest.mark.parametrize("line", ["11,http://www.flickr.com/photos/12/8119", "11.jpg 2015/07/30", "data/12 pictures/11.jpg"])
+def test_a_line_that_can_be_two_images_is_refused(tmp_path, line):
+    (tmp_path / "list.csv").write_text(f"11.jpg\t640\n{line}\n")
+    with pytest.raises(ValueError, match=r"list.csv: '.*11.*' can be coco:\d+ or coco:\d+; leave one column"):
+        leaks.read_image_list(tmp_path / "list.csv", "coco")
+
+
+def test_a_path_with_spaces_is_one_column(tmp_path):
+    (tmp_path / "list.txt").write_text("/data/my pictures/11.jpg\n12.jpg a/12.jpg\n")
+    assert leaks.read_image_list(tmp_path / "list.txt", "coco") == {"coco:11", "coco:12"}
+
+
 @pytest.mark.parametrize("content", ["[]", "7", "{", '{"coco": {"1": 2}}', '{"coco": [1]}', '["coco:1"]', ""])
 def test_a_drop_list_is_of_this_program_or_refused(tmp_path, content):
     (tmp_path / "drop.json").write_text(content)
@@ -184,6 +196,9 @@ def test_the_report_reads_a_folder(tmp_path):
     (tmp_path / "list.txt").write_text("5.jpg\n7.jpg\n")
     text, ok = leaks.leak_report(tmp_path, detector=tmp_path / "list.txt", collection="flickr30k")
     assert not ok and "detector" in text and "flickr30k:5" in text and "flickr30k:7" not in text
+    assert f"1 of 2 images in {tmp_path / 'list.txt'} known; learned from" in text
+    text, ok = leaks.leak_report(tmp_path, detector=tmp_path / "list.txt", collection="coco")  # and are Flickr's
+    assert ok and "0 of 2 images in" in text
     cleaning.save_images(["flickr30k:2"], tmp_path / "drop.json")
     text, ok = leaks.leak_report(tmp_path, strict, drop=tmp_path / "drop.json")
     assert ok and "3 test images" in text

@@ -342,6 +342,24 @@ def test_one_box_is_predicted_per_expression():
     with pytest.raises(ValueError, match="reshape"): refer_metrics(frame, [[(0, 0, 1, 1), (0, 0, .1, .1)]])
 
 
+@pytest.mark.parametrize("said", [
+    {"a": 0, "b": 1}, pd.DataFrame(dict(uid=["a", "b"], prediction=[0, 1])), ["0", "1"], pd.Series(["0", "1"]), np.array([[0], [1]]),
+    [[0, 1], [1, 0]]], ids=["by id", "table", "texts", "column of texts", "column", "logits"])
+@pytest.mark.parametrize("metric", [choice_metrics, nlvr2_metrics, entailment_metrics])
+def test_what_is_no_index_for_each_example_is_not_scored(metric, said):
+    frame = pd.DataFrame(dict(uid=["a", "b"], label=[0, 1]))
+    assert metric(frame, pd.Series([0, 1], dtype=object))["accuracy"] == metric(frame, [0., 1.])["accuracy"] == 1
+    with pytest.raises(ValueError, match="in the order of the frame|index of a label for each example"): metric(frame, said)
+
+
+@pytest.mark.parametrize("said", [{"a": "red", "b": "red"}, pd.DataFrame(dict(uid=["a", "b"], prediction=["red", "red"]))])
+@pytest.mark.parametrize("metric", [vqa_metrics, gqa_metrics])
+def test_answers_by_name_are_not_scored(metric, said):
+    frame = pd.DataFrame(dict(uid=["a", "b"], answers=[("red",) * 10] * 2))
+    assert metric(frame, ["red", "red"])["accuracy"] == 1
+    with pytest.raises(ValueError, match="in the order of the frame"): metric(frame, said)
+
+
 labels = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=8)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from . import corpora
-from .cleaning import drop_images, load_images, overlap_examples, test_images
+from .cleaning import drop_images, images_of, load_images, overlap_examples, test_images
 from .corpora import CorpusError
 from .corpora.frames import read_json, text_lines
 from .files import regular, write_array
@@ -77,15 +77,19 @@ def _lists(file: Path, collection) -> dict[str | None, list]:
 
 # %% ../nbs/38a_leaks.ipynb #1ef69fc3
 def _keys_of(name, collection, identity) -> set[str]:
-    "The keys that an entry of a list stands for; ValueError if it names no image."
+    "The keys that an entry of a list stands for; ValueError if it names no image, or a line's columns two."
     if isinstance(name, dict):
         names = [name[field] for field in _fields if field in name]
         if not names: raise ValueError(f"a record without {', '.join(_fields)}: {name!r:.60}")
-    else: names = [name, *re.split(r"[\s,;]", str(name), maxsplit=1)[:1]]
+    else: names = [name, *re.split(r"[\s,;]", str(name), maxsplit=1)[:-1]]  # a path may have spaces
+    found = []
     for attempt in names:
-        try: return {key_of_name(picture, collection, identity) for picture in _pictures(attempt, collection)}
+        try: found.append({key_of_name(picture, collection, identity) for picture in _pictures(attempt, collection)})
         except ValueError as error: problem = error
-    raise problem
+    if not found: raise problem
+    if not isinstance(name, dict) and found[0] != found[-1]:
+        raise ValueError(f"{name!r:.80} can be {min(found[0])} or {min(found[-1])}; leave one column")
+    return found[0]
 
 def read_image_list(path: str | Path,                        # `.json` (list, or {collection: list}), `.npy` (ids), else a name a line
                     collection: str | None = None,           # of the names; None if the file or its names say it
@@ -123,7 +127,7 @@ def leak_report(root: str | Path,                    # folder of the corpora
                 collection: str = "visual_genome",   # of the names in that file
                 drop: str | Path | None = None,      # a file of `cleaning.save_images`: images that are taken out first
                ) -> tuple[str, bool]:
-    "Text about all leaks between the corpora below `root`, and True if there is none."
+    "Text about all leaks between the corpora below `root`, and how many images of the detector they have; True if there is no leak."
     frames = corpora.load(root)
     absent = sorted(set(tests or ()) - set(frames))
     if absent: raise ValueError(f"tests: no corpus {absent} below {root}; there are {', '.join(frames)}")
@@ -131,6 +135,9 @@ def leak_report(root: str | Path,                    # folder of the corpora
         frames["nlvr2"]["test2"] = corpora.nlvr2_statements(root, "test2")
     others = {"detector": read_image_list(detector, collection, corpora.identity(root))} if detector else {}
     headline = f"{len(frames)} corpora, {len(test_images(frames, tests))} test images"
+    for seen in others.values():
+        here = set().union(*(images_of(frame) for splits in frames.values() for frame in splits.values()))
+        headline += f", {len(seen & here):,} of {len(seen):,} images in {detector} known"
     if drop:
         frames = drop_images(frames, load_images(drop), tests)
         headline += f", those in {drop} dropped"

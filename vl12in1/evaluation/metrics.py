@@ -10,6 +10,7 @@ __all__ = ['METRICS', 'check_predictions', 'vqa_metrics', 'vqa_disagreement', 'g
 
 # %% ../../nbs/60_metrics.ipynb #55632482
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -20,8 +21,10 @@ from ..answers import exact_match, normalise_answer, vizwiz_accuracy, vqa_accura
 
 # %% ../../nbs/60_metrics.ipynb #check
 def check_predictions(frame, predictions):
-    "Refuse what cannot be scored: no examples, another number of predictions, questions that nobody answered."
+    "Refuse what cannot be scored: no examples, not a prediction for each in their order, questions that nobody answered."
     if not len(frame): raise ValueError("no examples: there is nothing to score")
+    if isinstance(predictions, Mapping) or "prediction" in getattr(predictions, "columns", ()):
+        raise ValueError(f"predictions in a {type(predictions).__name__}; expected one for each example, in the order of the frame")
     if len(frame) != len(predictions): raise ValueError(f"{len(predictions)} predictions for {len(frame)} examples")
     unanswered = [] if "answers" not in frame else frame.uid[frame.answers.map(len) == 0].tolist()
     if unanswered: raise ValueError(f"{len(unanswered)} questions without answers, the first is {unanswered[0]}: "
@@ -206,17 +209,23 @@ def oracle_recall(frame, candidate_boxes, at=.5) -> dict[str, float]:
     return {"oracle recall": float(covered.mean()), "examples": len(frame)} | parts
 
 # %% ../../nbs/60_metrics.ipynb #choice-metrics
+def _right(frame, predictions) -> np.ndarray:
+    "Whether each predicted index is the row's `label`, (n,) bool; ValueError for texts, and for several predictions a row."
+    check_predictions(frame, predictions)
+    predictions = np.array(list(predictions))
+    if predictions.ndim != 1 or predictions.dtype.kind in "US":
+        raise ValueError(f"predictions such as {predictions[0].tolist()!r}: expected the index of a label for each example")
+    return frame.label.to_numpy() == predictions
+
 def choice_metrics(frame, predictions) -> dict[str, float]:
     "Accuracy and error of predicted indices among the candidates."
-    check_predictions(frame, predictions)
-    accuracy = float((frame.label.to_numpy() == np.asarray(predictions)).mean())
+    accuracy = float(_right(frame, predictions).mean())
     return {"accuracy": accuracy, "error": 1 - accuracy, "examples": len(frame)}
 
 # %% ../../nbs/60_metrics.ipynb #nlvr2-metrics
 def nlvr2_metrics(frame, predictions) -> dict[str, float]:
     "Accuracy of predicted labels and, for NLVR2's identifiers, consistency over its `sentences` (`metrics.py`)."
-    check_predictions(frame, predictions)
-    right = pd.Series(frame.label.to_numpy() == np.asarray(predictions))
+    right = pd.Series(_right(frame, predictions))
     result = {"accuracy": float(right.mean()), "examples": len(frame)}
     parts = [uid.split("-") for uid in frame.uid]
     if any(len(names) != 4 for names in parts): return result
@@ -228,8 +237,7 @@ _relations = ("contradiction", "neutral", "entailment")
 
 def entailment_metrics(frame, predictions) -> dict[str, float]:
     "Accuracy of predicted labels (0 contradiction, 1 neutral, 2 entailment), overall and of the examples of each class."
-    check_predictions(frame, predictions)
-    right = frame.label.to_numpy() == np.asarray(predictions)
+    right = _right(frame, predictions)
     classes = _means("class", right, [_relations[label] for label in frame.label])
     return {"accuracy": float(right.mean()), "examples": len(frame)} | classes
 
