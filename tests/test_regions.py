@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -561,6 +562,41 @@ def test_given_boxes_keep_their_order(trained, tmp_path):
         regions = store[key]
         np.testing.assert_allclose(to_fractions(regions.boxes, regions.width, regions.height), fractions, atol=1e-6)
         same_regions(regions, detector.describe([read_picture(images[key])], [regions.boxes])[0])
+
+
+class Killed(Exception): pass
+
+def begun(folder, detector, images, boxes):
+    "An extraction that ends after its first batch."
+    looks = iter([detector.describe if boxes else detector.detect])
+    def look(*asked):
+        for looks_once in looks: return looks_once(*asked)
+        raise Killed
+    dying = SimpleNamespace(record=detector.record, detect=look, describe=look)
+    with pytest.raises(Killed): extract_given(dying, images, boxes, folder, 5) if boxes else extract(dying, images, folder, 5)
+
+
+def test_a_begun_store_does_not_go_on_with_other_boxes(trained, tmp_path):
+    images, _, detector = trained
+    boxes = {key: np.array([[0, 0, .5, .5], [.2, .2, .9, .9]]) for key in images}
+    begun(tmp_path / "store", detector, images, boxes)
+    for other in (slice(1), slice(None, None, -1)):
+        with pytest.raises(StoreError, match="store: its beginning holds regions of 'coco:.*' in other boxes than these; delete"):
+            extract_given(detector, images, {key: rows[other] for key, rows in boxes.items()}, tmp_path / "store", 5)
+    extract_given(detector, images, boxes, tmp_path / "store", 5)
+    extract_given(detector, images, boxes, tmp_path / "at once", 5)
+    assert contents(tmp_path / "store") == contents(tmp_path / "at once")
+
+
+def test_a_begun_store_does_not_go_on_with_other_pictures(trained, tmp_path):
+    images, _, detector = trained
+    begun(tmp_path / "store", detector, images, None)
+    Image.new("RGB", (31, 77)).save(tmp_path / "other.png")
+    with pytest.raises(StoreError, match="regions of 'coco:.*' in a picture of another size than .*other.png; delete"):
+        extract(detector, dict.fromkeys(images, tmp_path / "other.png"), tmp_path / "store", 5)
+    extract(detector, images, tmp_path / "store", 5)
+    extract(detector, images, tmp_path / "at once", 5)
+    assert contents(tmp_path / "store") == contents(tmp_path / "at once")
 
 
 # --- folders that hold other files

@@ -366,6 +366,12 @@ class RegionWriter:
 
     def __len__(self) -> int: return len(self._progress.rows.places)
 
+    def begun_with(self, key: str) -> tuple[np.ndarray, int, int]:
+        "The boxes (n, 4) of an image that was stored before, and width and height of its picture."
+        shard, first, rows, width, height = self._progress.rows.places[key]
+        boxes = np.fromfile(self.folder / f"boxes-{shard:05d}.bin", FIELDS["boxes"], 4 * rows, offset=16 * first)
+        return boxes.reshape(-1, 4), width, height
+
     def append(self, key: str, regions: Regions):
         "Store the regions of the image `key`; raises `StoreError` if they are malformed or the key is there already."
         stored = _as_stored(regions, self.header["dtypes"])
