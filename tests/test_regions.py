@@ -530,7 +530,9 @@ def test_given_boxes_are_those_of_training_and_all_candidates():
     ([[float("nan"), 1, 2, 3]], "nan, 1, 2, 3. is no box"),
     ([[0, 0, 9, 9], [0, 0, float("inf"), 9]], "inf, 9. is no box"), ([[0, 0, 10 ** 400, 9]], "is no box"), ([["0", 0, 9, 9]], "is no box"),
     ([[0, 0, 9, True]], "is no box"), ([[[0, 0, 9, 9]]], "is no box"), ([[9, 0, 2, 9]], "has no area in the picture"),
-    ([[0, 5, 9, 5]], "has no area"), ([[0, 0, 1, .5], [.25, .1, .5, .5]], "smaller than a pixel"), ([[60, 0, 70, 9]], "has no area .* of 60 x 40 pixels"), ([[-9, -9, 0, 0]], "has no area")])
+    ([[0, 5, 9, 5]], "has no area"),
+    ([[0, 0, 1, .5], [.25, .1, .5, .5]], "smaller than a pixel"),
+    ([[60, 0, 70, 9]], "has no area .* of 60 x 40 pixels"), ([[-9, -9, 0, 0]], "has no area")])
 def test_what_is_no_box_is_named_with_its_picture(tmp_path, boxes, problem):
     Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
     (tmp_path / "boxes.json").write_text(json.dumps({"album:a": boxes}))
