@@ -253,6 +253,16 @@ def test_an_image_that_did_not_fit_does_not_spoil_the_rest(tmp_path, many):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
+def test_a_full_disk_is_named_and_loses_nothing(tmp_path, many, whole):
+    size, expected = whole
+    def fill(writer):
+        if len(writer) == 70: writer._progress.rows.open_shard().files["boxes"] = open("/dev/full", "wb")
+    with pytest.raises(OSError, match=f"No space left on device; mend that and run this again.*{tmp_path.name}"):
+        go_on(tmp_path, many, size, fill)
+    assert go_on(tmp_path, many, size) > 70 - writing.BATCH
+    assert contents(tmp_path) == expected
+
+
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8", "<i8"])
 def test_numbers_of_any_type_are_stored_as_numpy_would(tmp_path, dtype):
     rng = np.random.default_rng(1)
