@@ -94,6 +94,10 @@ WRONG = {
     "a folder": (["answer", "model", "the ball"], "model: cannot be read as a picture"),
     "no text": (["answer", "one.png", " "], "text ' ': nothing is asked"),
     "one picture of two": (["verify", "one.png", "the ball"], "a statement about two pictures: vl12in1 verify LEFT RIGHT TEXT"),
+    "a box beyond the picture": (["ground", "one.png", "the ball", "--boxes", "5,5,40,40", "500,500,600,600"],
+                                 r"one.png: \[500.0, .* has no area in the picture, .* of 64 x 48 pixels"),
+    "a box whose corners are swapped": (["choose", "one.png", "the ball", "--boxes", "40,40,10,10"], "one.png: .* has no area"),
+    "a box in fractions": (["ground", "one.png", "the ball", "--boxes", ".5,.25,1,1"], "one.png: .* smaller than a pixel"),
     "an unknown task": (["answer", "one.png", "the ball", "--task", "okvqa"], "has not learned the task 'okvqa'"),
     "no alternatives": (["answer", "one.png", "the ball", "--top-k", "0"], "top_k 0: how many")}
 

@@ -189,6 +189,29 @@ def test_lists_of_answers_that_no_model_has_are_refused(answers, said, desk, tmp
     assert one_error(forked(lambda: main(command)), said) and not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["config.json", "vocab.txt", "answers_vqa.json", "model.safetensors", "README.md"])
+def test_converting_writes_over_nothing_that_is_no_model(name, desk, tmp_path, monkeypatch):
+    monkeypatch.chdir(desk)
+    (tmp_path / name).write_bytes((desk / "published.json").read_bytes())
+    before = (tmp_path / name).read_bytes()
+    ended = forked(lambda: main(["convert", "published.bin", str(tmp_path), *CONVERT]))
+    assert one_error(ended, f"{tmp_path / name}: is no part of a model")
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_bytes() == before
+
+
+def test_converting_writes_over_a_model_that_was_converted_before(desk, tmp_path, monkeypatch):
+    monkeypatch.chdir(desk)
+    for _ in range(2): assert forked(lambda: main(["convert", "published.bin", str(tmp_path / "new"), *CONVERT])).status == 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.bin", "answers_vqa.safetensors"])
+def test_published_weights_are_not_written_over_the_model(name, desk, monkeypatch):
+    monkeypatch.chdir(desk)
+    before = {path: path.read_bytes() for path in (desk / "model").iterdir()}
+    assert one_error(forked(lambda: main(["convert", "model", f"model/{name}"])), "is a part of the model in model")
+    assert {path: path.read_bytes() for path in (desk / "model").iterdir()} == before
+
+
 def test_a_message_is_never_longer_than_a_screen(): assert len(one_line("9" * 10 ** 6)) < 2100
 
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -250,6 +251,16 @@ def test_an_image_that_did_not_fit_does_not_spoil_the_rest(tmp_path, many):
                 assert key not in writer
     go_on(tmp_path / "b", many, 2**30)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_full_disk_is_named_and_loses_nothing(tmp_path, many, whole):
+    size, expected = whole
+    def fill(writer):
+        if len(writer) == 70: writer._progress.rows.open_shard().files["boxes"] = open("/dev/full", "wb")
+    with pytest.raises(OSError, match=f"No space left on device; mend that and run this again.*{tmp_path.name}"):
+        go_on(tmp_path, many, size, fill)
+    assert go_on(tmp_path, many, size) > 70 - writing.BATCH
+    assert contents(tmp_path) == expected
 
 
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8", "<i8"])
@@ -529,7 +540,9 @@ def test_given_boxes_are_those_of_training_and_all_candidates():
     ([[float("nan"), 1, 2, 3]], "nan, 1, 2, 3. is no box"),
     ([[0, 0, 9, 9], [0, 0, float("inf"), 9]], "inf, 9. is no box"), ([[0, 0, 10 ** 400, 9]], "is no box"), ([["0", 0, 9, 9]], "is no box"),
     ([[0, 0, 9, True]], "is no box"), ([[[0, 0, 9, 9]]], "is no box"), ([[9, 0, 2, 9]], "has no area in the picture"),
-    ([[0, 5, 9, 5]], "has no area"), ([[60, 0, 70, 9]], "has no area .* of 60 x 40 pixels"), ([[-9, -9, 0, 0]], "has no area")])
+    ([[0, 5, 9, 5]], "has no area"),
+    ([[0, 0, 1, .5], [.25, .1, .5, .5]], "smaller than a pixel"),
+    ([[60, 0, 70, 9]], "has no area .* of 60 x 40 pixels"), ([[-9, -9, 0, 0]], "has no area")])
 def test_what_is_no_box_is_named_with_its_picture(tmp_path, boxes, problem):
     Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
     (tmp_path / "boxes.json").write_text(json.dumps({"album:a": boxes}))
@@ -561,6 +574,41 @@ def test_given_boxes_keep_their_order(trained, tmp_path):
         regions = store[key]
         np.testing.assert_allclose(to_fractions(regions.boxes, regions.width, regions.height), fractions, atol=1e-6)
         same_regions(regions, detector.describe([read_picture(images[key])], [regions.boxes])[0])
+
+
+class Killed(Exception): pass
+
+def begun(folder, detector, images, boxes):
+    "An extraction that ends after its first batch."
+    looks = iter([detector.describe if boxes else detector.detect])
+    def look(*asked):
+        for looks_once in looks: return looks_once(*asked)
+        raise Killed
+    dying = SimpleNamespace(record=detector.record, detect=look, describe=look)
+    with pytest.raises(Killed): extract_given(dying, images, boxes, folder, 5) if boxes else extract(dying, images, folder, 5)
+
+
+def test_a_begun_store_does_not_go_on_with_other_boxes(trained, tmp_path):
+    images, _, detector = trained
+    boxes = {key: np.array([[0, 0, .5, .5], [.2, .2, .9, .9]]) for key in images}
+    begun(tmp_path / "store", detector, images, boxes)
+    for other in (slice(1), slice(None, None, -1)):
+        with pytest.raises(StoreError, match="store: its beginning holds regions of 'coco:.*' in other boxes than these; delete"):
+            extract_given(detector, images, {key: rows[other] for key, rows in boxes.items()}, tmp_path / "store", 5)
+    extract_given(detector, images, boxes, tmp_path / "store", 5)
+    extract_given(detector, images, boxes, tmp_path / "at once", 5)
+    assert contents(tmp_path / "store") == contents(tmp_path / "at once")
+
+
+def test_a_begun_store_does_not_go_on_with_other_pictures(trained, tmp_path):
+    images, _, detector = trained
+    begun(tmp_path / "store", detector, images, None)
+    Image.new("RGB", (31, 77)).save(tmp_path / "other.png")
+    with pytest.raises(StoreError, match="regions of 'coco:.*' in a picture of another size than .*other.png; delete"):
+        extract(detector, dict.fromkeys(images, tmp_path / "other.png"), tmp_path / "store", 5)
+    extract(detector, images, tmp_path / "store", 5)
+    extract(detector, images, tmp_path / "at once", 5)
+    assert contents(tmp_path / "store") == contents(tmp_path / "at once")
 
 
 # --- folders that hold other files

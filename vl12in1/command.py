@@ -22,6 +22,7 @@ with starting("vl12in1"):
     from vl12in1.demo import add_demo_command
     from vl12in1.model import CheckpointError, Pretraining, TwelveInOne
     from vl12in1.model.checkpoints import PARTS, canonical_names, inspect, kind_of, read_published, write_published
+    from vl12in1.model.saving import FILES
     from vl12in1.predictor import published_assets
     from vl12in1.predictor.asking import add_asking_commands
     from vl12in1.regions import canonical_key, extract_by, find_features, import_features, read_boxes
@@ -45,13 +46,14 @@ def inspect_command(arguments):
     for key, row in table[table.component == "unknown"].iterrows(): print(one_line(f"unknown: {key} {row['shape']}"))
 
 # %% ../nbs/90_command.ipynb #load-saved
+KINDS = {kind.__name__: kind for kind in (TwelveInOne, Pretraining)}
+
 def load_saved(folder):
     "The model in a folder, of whichever class its `config.json` names."
-    classes = {kind.__name__: kind for kind in (TwelveInOne, Pretraining)}
     kind = read_json(Path(folder) / "config.json").get("model")
-    if not isinstance(kind, str) or kind not in classes:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise CheckpointError(f"{folder}: config.json names no model of this library ({kind!r})")
-    return classes[kind].from_pretrained(folder)
+    return KINDS[kind].from_pretrained(folder)
 
 # %% ../nbs/90_command.ipynb #named-values
 def named_values(option, texts) -> dict[str, str]:
@@ -73,12 +75,31 @@ def words_for(model, arguments):
     return model.assets
 
 # %% ../nbs/90_command.ipynb #convert-command
+def has_model(folder) -> bool:
+    "Is there a model of this library in a folder?"
+    config = Path(folder) / "config.json"
+    return config.exists() and read_json(config).get("model") in list(KINDS)
+
+def check_folder(folder):
+    "CheckpointError if a model saved in `folder` would take the place of files that are no model's of this library."
+    there = [path for name in [*FILES, "README.md"] for path in sorted(Path(folder).glob(name))]
+    if there and not has_model(folder):
+        raise CheckpointError(f"{there[0]}: is no part of a model of this library, and would be lost; name a new folder")
+
+def check_file(target):
+    "CheckpointError if published weights would take the place of what a model of this library is saved in."
+    for path in (Path(target), Path(target).parent / f"{Path(target).stem}.json"):
+        if has_model(path.parent) and any(path.match(name) for name in FILES):
+            raise CheckpointError(f"{path}: is a part of the model in {path.parent}, and would be lost; write elsewhere")
+
 def convert_command(arguments):
     "Published weights to a folder, or a folder to published weights."
     if Path(arguments.source).is_dir():
+        check_file(arguments.target)
         write_published(load_saved(arguments.source), arguments.target)
         return print(f"{arguments.target}: published weights, their configuration beside them")
     if arguments.config is None: raise CheckpointError(f"{arguments.source}: add --config and the published JSON file")
+    check_folder(arguments.target)
     model, report = read_published(arguments.source, arguments.config, fresh=arguments.fresh)
     model.assets = words_for(model, arguments)
     model.save_pretrained(arguments.target)

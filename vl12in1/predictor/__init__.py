@@ -31,6 +31,8 @@ from .pictures import Looking, PictureDetector, check_extractor, learned_from, o
 from .results import (RESULTS, Answer, Caption, Label, Match, Place, Prediction, Ranking, check_top_k,
                                        prediction)
 from ..regions import Regions, region_names
+from ..regions.detector import as_picture
+from ..regions.extraction import asked_problem
 from ..tasks import ASKABLE, TRAINABLE
 from ..training.evaluation import outputs
 from ..training.machine import Machine
@@ -204,9 +206,12 @@ def look(self, picture) -> Regions:
 # %% ../../nbs/66_predictor.ipynb #look-at
 @method_of(Predictor)
 def look_at(self, picture, boxes) -> Regions:
-    "Regions that hold the `boxes` (K, 4) of a picture, corners in pixels; ValueError for a box that nobody has described."
+    "Regions that hold the `boxes` (K, 4) of a picture, corners in pixels; ValueError for one that is not in it, or that nobody described."
     by_key = isinstance(picture, str) and picture in self.regions
-    if self.looking and not by_key and not isinstance(picture, Regions): return self.looking(picture, boxes)
+    if self.looking and not by_key and not isinstance(picture, Regions):
+        height, width, _ = (pixels := as_picture(picture)).shape
+        if problem := asked_problem(boxes.tolist(), width, height): raise ValueError(f"{key_of(picture)}: {problem}")
+        return self.looking(pixels, boxes)
     stored = [self.look(picture)] + ([self.given[picture]] if by_key and picture in self.given else [])
     pool = replace(stored[0], features=np.concatenate([each.features for each in stored]),
                    boxes=np.concatenate([each.boxes for each in stored]), class_probs=None)

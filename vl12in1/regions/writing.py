@@ -12,7 +12,7 @@ import json
 import os
 import re
 import zlib
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -336,6 +336,15 @@ def _finish(folder: Path, header: dict, rows: _Rows):
         "shards": rows.shards})
 
 # %% ../../nbs/30a_writing.ipynb #regionwriter
+@contextmanager
+def _naming(folder: Path):
+    "Around what is written to a store: an OSError that names no file, as of a full disk, names the folder, and says what to do."
+    try: yield
+    except OSError as error:
+        if error.filename is not None: raise
+        reason = f"{error.strerror or error}; mend that and run this again, which goes on from there"
+        raise OSError(error.errno, reason, str(folder)) from None
+
 class RegionWriter:
     """Writes a region store, or goes on writing it: `with RegionWriter(folder, extractor) as writer:` append every
     image with `writer.append(key, regions)` unless `key in writer`. StoreError for malformed regions, a complete store,
@@ -366,6 +375,12 @@ class RegionWriter:
 
     def __len__(self) -> int: return len(self._progress.rows.places)
 
+    def begun_with(self, key: str) -> tuple[np.ndarray, int, int]:
+        "The boxes (n, 4) of an image that was stored before, and width and height of its picture."
+        shard, first, rows, width, height = self._progress.rows.places[key]
+        boxes = np.fromfile(self.folder / f"boxes-{shard:05d}.bin", FIELDS["boxes"], 4 * rows, offset=16 * first)
+        return boxes.reshape(-1, 4), width, height
+
     def append(self, key: str, regions: Regions):
         "Store the regions of the image `key`; raises `StoreError` if they are malformed or the key is there already."
         stored = _as_stored(regions, self.header["dtypes"])
@@ -374,10 +389,10 @@ class RegionWriter:
         if not problem and key in self:
             problem = "stored twice; give every image once, and pass over those that are `in` the writer"
         if problem: raise StoreError(f"{self.folder}: image {key!r}: {problem}")
-        self._progress.add(key, stored, int(regions.width), int(regions.height))
+        with _naming(self.folder): self._progress.add(key, stored, int(regions.width), int(regions.height))
 
     def __exit__(self, error, *_):
-        with self._opened:
+        with self._opened, _naming(self.folder):
             self._progress.commit()
             if error is None:
                 self._progress.close_shard()
