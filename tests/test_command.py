@@ -189,6 +189,13 @@ def test_lists_of_answers_that_no_model_has_are_refused(answers, said, desk, tmp
     assert one_error(forked(lambda: main(command)), said) and not (tmp_path / "new").exists()
 
 
+def test_swapped_source_and_target_do_not_cost_the_published_weights(desk, monkeypatch):
+    monkeypatch.chdir(desk)
+    published = (desk / "published.bin").read_bytes()
+    assert one_error(forked(lambda: main(["convert", "writer", "published.bin", *CONVERT])), "writer: --config with a folder; leave")
+    assert (desk / "published.bin").read_bytes() == published
+
+
 def test_a_message_is_never_longer_than_a_screen(): assert len(one_line("9" * 10 ** 6)) < 2100
 
 
