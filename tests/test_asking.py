@@ -75,6 +75,14 @@ def test_the_command_says_what_the_predictor_says(command, ask, predictor, desk,
     assert drawn.shape[1] > 600 and drawn.std() > 20  # two panels with something in them
 
 
+@pytest.mark.parametrize("command", ["answer", "ground", "choose", "entail", "verify", "rank"])
+def test_no_drawing_takes_the_place_of_the_picture(command, ask, desk):
+    picture = (desk / "one.png").read_bytes()
+    with pytest.raises(SystemExit, match="one.png: that is the picture itself; name another file"):
+        ask(*COMMANDS[command][0], "--save", desk / "one.png")
+    assert (desk / "one.png").read_bytes() == picture
+
+
 def test_a_box_is_drawn_where_it_is(ask, tmp_path):
     "In blue, which there is little of where nothing is pointed at."
     def blue(path): return (np.abs(np.asarray(Image.open(path).convert("RGB")).astype(int) - [0, 114, 178]).sum(-1) < 30).sum()

@@ -212,6 +212,13 @@ def test_published_weights_are_not_written_over_the_model(name, desk, monkeypatc
     assert {path: path.read_bytes() for path in (desk / "model").iterdir()} == before
 
 
+def test_swapped_source_and_target_do_not_cost_the_published_weights(desk, monkeypatch):
+    monkeypatch.chdir(desk)
+    published = (desk / "published.bin").read_bytes()
+    assert one_error(forked(lambda: main(["convert", "writer", "published.bin", *CONVERT])), "writer: --config with a folder; leave")
+    assert (desk / "published.bin").read_bytes() == published
+
+
 def test_a_message_is_never_longer_than_a_screen(): assert len(one_line("9" * 10 ** 6)) < 2100
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from vl12in1.study.parallel import (STAGES_FILE, alone, call, chains, clear_list, end_called, in_order, placeholders, repro, rooms, stale,
-                                    stale_stages, waiting)
+from vl12in1.study.parallel import (STAGES_FILE, alone, call, chains, clear_list, commands, durations, end_called, in_order, placeholders,
+                                    repro, rooms, stale, stale_stages, waiting)
+from vl12in1.study.timeline import read_stages
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -116,6 +117,23 @@ def test_what_fails_holds_up_only_what_needs_it(study):
     assert (study / "right.txt").exists() and not (study / "both.txt").exists()
     lines = {line.split(",")[0]: line.split(",")[-1] for line in (study / STAGES_FILE).read_text().splitlines()[1:]}
     assert lines == {"first": "True", "left": "False", "right": "True"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [stale_stages, commands])
+def test_a_lock_of_two_commits_is_said_in_a_line(asked, study):
+    (study / "dvc.lock").write_text("<<<<<<< HEAD\nstages:\n=======\n")
+    with pytest.raises(ValueError, match="^DVC: .*dvc.lock"): asked()
+
+
+def test_a_table_of_stages_that_was_cut_or_merged_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "reports/benchmarks/timeline_smoke.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("stage,worker,begin,end,succeeded\nviews,0,1,2,True\n<<<<<<< HEAD\n")
+    monkeypatch.setattr("vl12in1.study.parallel.root", lambda: tmp_path)
+    monkeypatch.setattr("vl12in1.study.parallel.checked_settings", lambda: dict(profile="smoke"))
+    for reading in (durations, lambda: read_stages(path)):
+        with pytest.raises(ValueError, match="timeline_smoke.csv: no "): reading()
 
 
 def test_placeholders_are_written_only_where_nothing_is(tmp_path):

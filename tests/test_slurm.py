@@ -11,11 +11,16 @@ from vl12in1.study import slurm
 
 ROOT = Path(__file__).resolve().parents[1]
 SBATCH = """#!/bin/bash
-# Runs every job of an array at once, as a queue with room would, and says the number of the array.
+# Runs every job of an array at once, as a queue with room would, and says the number of the array. What a job says goes to a file that is
+# named from the working directory; without its folder nothing runs.
 echo "$@" >> "$LOG"
 script="${@: -1}"
 last=$(sed -n 's/^#SBATCH --array=0-//p' "$script")
-for task in $(seq 0 "$last"); do SLURM_ARRAY_TASK_ID=$task bash "$script" >&2 || echo "$script $task failed" >> "$LOG"; done
+output=$(sed -n 's/^#SBATCH --output=//p' "$script") directory=.
+for option in "$@"; do case $option in --chdir=*) directory=${option#--chdir=};; esac; done
+for task in $(seq 0 "$last"); do
+    SLURM_ARRAY_TASK_ID=$task bash "$script" > "$directory/$output.$task" 2>&1 || echo "$script $task failed" >> "$LOG"
+done
 echo $((100 + $(wc -l < "$LOG")))
 """
 
@@ -53,8 +58,8 @@ def test_jobs_run_every_stage_when_its_turn_has_come(study, capsys):
     subprocess.run(["bash", "jobs/submit.sh"], check=True)
     assert [(study / name).read_text() for name in ("a", "b", "x", "y")] == ["1\n"] * 4 and not (study / "c").exists()
     log = (study / "log").read_text().splitlines()
-    assert log[0] == "--parsable level_00.sbatch" and "level_01.sbatch 1 failed" in log
-    assert any(line.startswith("--parsable --dependency=afterany:") and line.endswith("level_02.sbatch") for line in log)
+    assert log[0] == f"--parsable --chdir={study} level_00.sbatch" and "level_01.sbatch 1 failed" in log
+    assert any(" --dependency=afterany:" in line and line.endswith("level_02.sbatch") for line in log)
     first = (study / "jobs/level_00.sbatch").read_text()
     assert "#SBATCH --gres=gpu:1\n#SBATCH --time=24:00:00\n" in first and "#SBATCH --array=0-0" in first
 
@@ -62,6 +67,7 @@ def test_jobs_run_every_stage_when_its_turn_has_come(study, capsys):
 def test_names_and_folders_with_blanks_survive(study, monkeypatch):
     monkeypatch.setattr(slurm, "root", lambda: Path("/a folder/of mine"))
     text = slurm.job(["train@at", "a b"])
+    assert "#SBATCH '--comment=two words'\n" in slurm.job(["a"], "--comment='two words'")
     assert "cd '/a folder/of mine'" in text and "stages=(train@at 'a b')" in text
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
 

@@ -95,6 +95,8 @@ def check_file(target):
 def convert_command(arguments):
     "Published weights to a folder, or a folder to published weights."
     if Path(arguments.source).is_dir():
+        given = [f"--{name}" for name in ("config", "fresh", "words", "answers", "detector") if getattr(arguments, name)]
+        if given: raise CheckpointError(f"{arguments.source}: {', '.join(given)} with a folder; leave it out, or swap source and target")
         check_file(arguments.target)
         write_published(load_saved(arguments.source), arguments.target)
         return print(f"{arguments.target}: published weights, their configuration beside them")

@@ -7,6 +7,7 @@ __all__ = ['add_asking_commands']
 
 # %% ../../nbs/66b_asking.ipynb #66cmd03
 import json
+import os
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -45,8 +46,10 @@ def model_of(arguments) -> str:
         raise ValueError(f"{model}: the study's model is not here; name one with --model, or ask in a checkout after `make study`")
     return model
 
-def opened(arguments) -> Predictor:
-    "The predictor that the options name."
+def opened(arguments, *pictures) -> Predictor:
+    "The predictor that the options name; ValueError if what is to be drawn would take the place of one of the `pictures`."
+    if arguments.save and os.path.realpath(arguments.save) in map(os.path.realpath, pictures):
+        raise ValueError(f"--save {arguments.save}: that is the picture itself; name another file")
     return Predictor.from_pretrained(model_of(arguments), detector=arguments.detector, cache=arguments.cache)
 
 # %% ../../nbs/66b_asking.ipynb #line-of
@@ -66,7 +69,7 @@ def tell(said, arguments, figure):
 # %% ../../nbs/66b_asking.ipynb #one-picture
 def ask_command(arguments, head, boxes=None, vocabulary=None, task=None):
     "What a head says of a picture and a text: of the task that was chosen, or else of `task`, or of the first with that `vocabulary`."
-    predictor = opened(arguments)
+    predictor = opened(arguments, arguments.picture)
     task = predictor.task_for(head, arguments.task or task, vocabulary)
     said = predictor.ask(task, arguments.picture, arguments.text, boxes, arguments.top_k)
 
@@ -80,7 +83,7 @@ def ask_command(arguments, head, boxes=None, vocabulary=None, task=None):
 def describe_command(arguments):
     "What a picture shows, in words."
     chosen = {name: getattr(arguments, name) for name in ("task", "beams", "nucleus", "seed", "top_k")}
-    said = opened(arguments).describe(arguments.picture, **chosen)
+    said = opened(arguments, arguments.picture).describe(arguments.picture, **chosen)
     tell(said, arguments, lambda: drawn([as_picture(arguments.picture)], [line_of(said.top_k[0])]))
 
 def answer_command(arguments): ask_command(arguments, "answer", vocabulary=arguments.vocabulary)
@@ -105,12 +108,12 @@ def verify_command(arguments):
         return print(f"{store}: {manifest['images']:,} images, {manifest['regions']:,} regions, as they were written")
     if len(arguments.what) != 3: raise ValueError("a statement about two pictures: vl12in1 verify LEFT RIGHT TEXT")
     left, right, statement = arguments.what
-    said = opened(arguments).verify(left, right, statement, arguments.task, arguments.top_k)
+    said = opened(arguments, left, right).verify(left, right, statement, arguments.task, arguments.top_k)
     tell(said, arguments, lambda: drawn([as_picture(left), as_picture(right)], [statement, line_of(said.top_k[0])]))
 
 def rank_command(arguments):
     "Say which of several pictures a caption fits best."
-    pictures, predictor = arguments.pictures, opened(arguments)
+    pictures, predictor = arguments.pictures, opened(arguments, *arguments.pictures)
     (said,) = predictor.rank(pictures, [arguments.text], arguments.task, arguments.top_k).pictures
     best = [pictures[said.alternatives.index(row["label"])] for row in said.top_k]
     tell(said, arguments, lambda: drawn([as_picture(picture) for picture in best], [line_of(row) for row in said.top_k]))

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from ..endings import ending
 from .notebooks import root
-from .parallel import study_stages, waiting
+from .parallel import repository, study_stages, waiting
 from .protocol import renewed
 from .statistics import VERDICTS
 from .tables import markdown
@@ -71,8 +72,7 @@ def drawn_stages(needs: Mapping[str, set[str]]) -> str:
 # %% ../../nbs/86a_front.ipynb #parts
 def parts() -> dict[str, str]:
     "The parts of `README.md` that follow from the reports and the pipeline of the checkout, name -> Markdown."
-    from dvc.repo import Repo
-    with Repo(root()) as repo: stages = direct(between_groups(study_stages(repo)))
+    with repository() as repo: stages = direct(between_groups(study_stages(repo)))
     return dict(headline=headline((root() / "reports/thorough/index.md").read_text()), stages=drawn_stages(stages))
 
 def main() -> None:
@@ -82,4 +82,5 @@ def main() -> None:
     except (ValueError, KeyError, OSError) as error: sys.exit(f"{page}: {error}")
 
 # %% ../../nbs/86a_front.ipynb #86a00015
-if __name__ == "__main__" and "__file__" in globals(): main()
+if __name__ == "__main__" and "__file__" in globals():
+    with ending("front"): main()

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CALLED', 'ENDED', 'STAGES_FILE', 'COLUMNS', 'COMPLETE', 'waiting', 'chains', 'in_order', 'stale', 'study_stages',
-           'stale_stages', 'commands', 'clock', 'Progress', 'running', 'watched', 'rooms', 'reason', 'end_called',
-           'call', 'note', 'durations', 'repro', 'placeholders', 'tables', 'make_folders', 'alone', 'is_dvc',
-           'clear_list', 'failure', 'bring_up_to_date', 'stopping', 'main']
+           'repository', 'stale_stages', 'commands', 'clock', 'Progress', 'running', 'watched', 'rooms', 'reason',
+           'end_called', 'call', 'note', 'durations', 'repro', 'placeholders', 'tables', 'make_folders', 'alone',
+           'is_dvc', 'clear_list', 'failure', 'bring_up_to_date', 'stopping', 'main']
 
 # %% ../../nbs/71_parallel.ipynb #59d686ff
 import argparse
@@ -81,17 +81,25 @@ def study_stages(repo) -> dict[str, set[str]]:
     needs = {stage.addressing: {other.addressing for other in repo.index.graph.successors(stage)} for stage in repo.index.stages}
     return {name: others for name, others in needs.items() if "/" not in name}  # not benchmarks/dvc.yaml
 
+@contextmanager
+def repository():
+    "The study as DVC sees it; ValueError for what it finds wrong, such as a lock in which two commits are mixed."
+    with extra("study"):
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+    try:
+        with Repo() as repo: yield repo
+    except DvcException as error: raise ValueError(f"DVC: {error}") from None
+
 def stale_stages() -> dict[str, set[str]]:
     "Stages of the study that DVC would run -> those of them that they wait for."
-    with extra("study"): from dvc.repo import Repo
-    with Repo() as repo:
+    with repository() as repo:
         needs = study_stages(repo)
         return stale(needs, needs.keys() & repo.status().keys())
 
 def commands() -> dict[str, str]:
     "Stage of the study -> the command that it runs."
-    with extra("study"): from dvc.repo import Repo
-    with Repo() as repo: return {stage.addressing: stage.cmd for stage in repo.index.stages if "/" not in stage.addressing}
+    with repository() as repo: return {stage.addressing: stage.cmd for stage in repo.index.stages if "/" not in stage.addressing}
 
 # %% ../../nbs/71_parallel.ipynb #progress
 def clock(seconds: float) -> str:
@@ -203,7 +211,9 @@ def durations() -> dict[str, float]:
     paths = [folder / f"timeline_{checked_settings()['profile']}.csv", *sorted(folder.glob("timeline_*.csv"))]
     path = next((path for path in paths if path.exists()), None)
     if path is None: return {}
-    with path.open(newline="") as file: return {line["stage"]: float(line["end"]) - float(line["begin"]) for line in csv.DictReader(file)}
+    with path.open(newline="") as file: lines = [*csv.DictReader(file)]
+    try: return {line["stage"]: float(line["end"]) - float(line["begin"]) for line in lines}
+    except (KeyError, TypeError, ValueError): raise ValueError(f"{path}: no timeline of a study; take it back from git") from None
 
 def repro(needs: Mapping[str, set[str]], *options, seconds: Mapping[str, float] = {}) -> dict[str, str]:
     """`dvc repro` of single stages, in order, as many at a time as there is room for; returns those that failed, and why. A
@@ -242,12 +252,11 @@ def placeholders(reports, grid) -> list[Path]:
 
 def tables() -> dict[str, str]:
     "Render every table, figure and the index from what is in `reports/`, whether out of date or not; returns what failed, and why."
-    with extra("study"): from dvc.repo import Repo
     study = checked_settings()
     placeholders(root() / "reports", [*study["runs"], *study["followers"], *study.get("merged", {})])
     origin = root() / "reports/origin.json"
     if not origin.exists(): origin.write_text("{}\n")  # the study was never complete here: nothing to say of it
-    with Repo() as repo: names = study_stages(repo)
+    with repository() as repo: names = study_stages(repo)
     light, room = [name for name in names if name.startswith(("table_", "figure_", "index"))], len(rooms())
     hands = [" ".join(light[place::room]) for place in range(room)]  # to start DVC takes longer than to make a table
     return repro({"views": set(), **{hand: {"views"} for hand in hands}}, "--force", "--keep-going")
@@ -332,13 +341,11 @@ def main(arguments=None) -> None:
     parser.add_argument("--tables", action="store_true", help="render the tables again from what is in reports/, and run nothing else")
     only_tables = parser.parse_args(arguments).tables
     with ending("study"):
-        with extra("study"): from dvc.exceptions import DvcException
         checked_settings(KNOWN)
         with alone(), stopping():
             clear_list()
             make_folders(root() / "reports")
-            try: failed = tables() if only_tables else bring_up_to_date()
-            except DvcException as error: raise ValueError(f"DVC: {error}") from None
+            failed = tables() if only_tables else bring_up_to_date()
         if failed: sys.exit(failure(failed))
 
 # %% ../../nbs/71_parallel.ipynb #b7bae8e8

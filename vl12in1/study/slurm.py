@@ -44,25 +44,26 @@ exec dvc --wait-for-lock repro --single-item "${{stages[$SLURM_ARRAY_TASK_ID]}}"
 
 def job(stages, options="") -> str:
     "The script of an array of jobs, one for each of the stages. `options` of sbatch go into lines of their own."
-    lines = "\n".join(f"#SBATCH {option}" for option in shlex.split(options))
+    lines = "\n".join(f"#SBATCH {shlex.quote(option)}" for option in shlex.split(options))
     return TEMPLATE.format(last=len(stages) - 1, options=lines, stages=" ".join(map(shlex.quote, stages)), root=shlex.quote(str(root())),
                            path=shlex.quote(os.path.dirname(sys.executable)))
 
 # %% ../../nbs/71b_slurm.ipynb #df41df65
 SUBMIT = """#!/bin/bash
-# Hands the levels to Slurm, each to begin when the one before is over.
+# Hands the levels to Slurm, each to begin when the one before is over. Their logs are named from the study's folder.
 cd "$(dirname "$0")" || exit 1
 for level in level_*.sbatch; do
-    before=$(sbatch --parsable ${before:+--dependency=afterany:$before} "$level") || exit 1
+    before=$(sbatch --parsable --chdir={root} ${{before:+--dependency=afterany:$before}} "$level") || exit 1
 done
 """
 
 def write_jobs(groups, folder, options="") -> list[Path]:
     "Write a script for each group of stages to `folder`, which is emptied of such, and `submit.sh`, which hands them over."
     folder = Path(folder)
+    submit = SUBMIT.format(root=shlex.quote(str(root())))
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("level_*.sbatch"): old.unlink()
-    scripts = {f"level_{number:02}.sbatch": job(stages, options) for number, stages in enumerate(groups)} | {"submit.sh": SUBMIT}
+    scripts = {f"level_{number:02}.sbatch": job(stages, options) for number, stages in enumerate(groups)} | {"submit.sh": submit}
     for name, text in scripts.items(): (folder / name).write_text(text)
     return [folder / name for name in scripts]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..endings import ending
 from ..extras import extra
 from .notebooks import executed_path, parser, root, settings
 from .parallel import STAGES_FILE, clock, commands, rooms
@@ -29,8 +30,11 @@ with extra("study"): from matplotlib.figure import Figure
 # %% ../../nbs/79a_timeline.ipynb #read-stages
 def read_stages(path) -> pd.DataFrame:
     "stage -> what the runner wrote of the first run of it that succeeded: worker, begin and end (seconds since 1970), cpu, memory."
-    lines = pd.read_csv(path)
-    return lines[lines.succeeded].drop(columns="succeeded").drop_duplicates("stage").set_index("stage").sort_values("begin")
+    try:
+        lines = pd.read_csv(path)
+        done = lines[lines.succeeded]
+    except (AttributeError, KeyError, ValueError) as error: raise ValueError(f"{path}: no lines of stages ({error}); remove it") from None
+    return done.drop(columns="succeeded").drop_duplicates("stage").set_index("stage").sort_values("begin")
 
 def pauses(stages: pd.DataFrame) -> pd.Series:
     "stage -> seconds before its beginning in which no stage ran, all added up, and those before the first stage, too."
@@ -151,4 +155,5 @@ def main() -> str:
     return "timeline: written to reports/benchmarks/"
 
 # %% ../../nbs/79a_timeline.ipynb #79a00011
-if __name__ == "__main__" and "__file__" in globals(): print(main())
+if __name__ == "__main__" and "__file__" in globals():
+    with ending("timeline"): print(main())
