@@ -66,6 +66,13 @@ def test_a_run_again_has_other_seeds_and_as_many(checkout):
     assert {name: len(own) for name, own in seeds["rerun"].items()} == {name: len(own) for name, own in SEEDS["thorough"].items()}
 
 
+def test_settings_that_name_no_profile_are_refused(checkout):
+    clone(checkout, checkout / "build/thorough")
+    grid = checkout / "build/thorough/params.yaml"
+    grid.write_text("'profile': miniature\n")
+    with pytest.raises(ValueError, match=f"^{grid}: 0 lines begin with 'profile:'; expected one"): choose(checkout / "build/thorough", "thorough")
+
+
 def test_the_seeds_of_the_profiles_are_few_enough_to_be_shifted():
     step = min(shift for _, shift in RUNS.values() if shift)
     assert all(max(own) - min(own) < step for name, _ in RUNS.values() for own in profile(name)["seeds"].values() if own)

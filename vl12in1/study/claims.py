@@ -184,7 +184,9 @@ def readable_claims(table: pd.DataFrame) -> pd.DataFrame:
 def counted(table: pd.DataFrame) -> str:
     "How often each verdict was given, as a sentence."
     numbers = [f"*{name}* for {(table.verdict == name).sum()}" for name in VERDICTS]
-    return f"Of {len(table)} claims, the verdict is {', '.join(numbers[:-1])}, and {numbers[-1]}."
+    said = f"Of {len(table)} claims, the verdict is {', '.join(numbers[:-1])}, and {numbers[-1]}."
+    absent = int(table.on.isna().sum())
+    return f"{said} Not resolved for want of a run: {absent}." if absent else said
 
 # %% ../../nbs/84_claims.ipynb #learned-table
 def learned_table(results: Results) -> pd.DataFrame:

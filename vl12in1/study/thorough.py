@@ -48,10 +48,12 @@ def shifted(seeds: dict, shift: int) -> dict:
     return {name: [seed + shift for seed in own] for name, own in seeds.items()}
 
 def choose(folder: Path, run: str) -> None:
-    "Have the study in `folder` be a complete run: its profile, and its seeds."
+    "Have the study in `folder` be a complete run: its profile, and its seeds. ValueError if its settings have no line for the profile."
     profile, shift = RUNS[run]
     grid, path = folder / "params.yaml", folder / f"profiles/{profile}.yaml"
-    grid.write_text(re.sub("^profile: .*", f"profile: {profile}", grid.read_text(), flags=re.M))
+    chosen, lines = re.subn("^profile: .*", f"profile: {profile}", grid.read_text(), flags=re.M)
+    if lines != 1: raise ValueError(f"{grid}: {lines} lines begin with 'profile:'; expected one")
+    grid.write_text(chosen)
     sizes = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(sizes | dict(seeds=shifted(sizes["seeds"], shift)), sort_keys=False))
 
