@@ -70,7 +70,8 @@ def test_settings_that_name_no_profile_are_refused(checkout):
     clone(checkout, checkout / "build/thorough")
     grid = checkout / "build/thorough/params.yaml"
     grid.write_text("'profile': miniature\n")
-    with pytest.raises(ValueError, match=f"^{grid}: 0 lines begin with 'profile:'; expected one"): choose(checkout / "build/thorough", "thorough")
+    with pytest.raises(ValueError, match=f"^{grid}: 0 lines begin with 'profile:'; expected one"):
+        choose(checkout / "build/thorough", "thorough")
 
 
 def test_the_seeds_of_the_profiles_are_few_enough_to_be_shifted():
