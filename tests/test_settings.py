@@ -121,6 +121,8 @@ PARAMS, PROFILE = "params.yaml", "profiles/miniature.yaml"
     (PARAMS, "runs:", "runs: {}\nruns:", "'runs' stands there twice"),
     (PROFILE, "single: {iterations: 500}", "single: {iterations: 0}", "training: single: iterations is 0, not a whole number from 1"),
     (PROFILE, "single: {iterations: 500}", "single: {iterations: 500, iterations: 5}", "no YAML ('iterations' stands there twice"),
+    *((PROFILE, "single: {iterations: 500}", f"single: {{iterations: {number}}}", f"no YAML ('{number}' can be several numbers")
+      for number in ("0500", "5:00", "-0_5", "1:30:00")),
     (PROFILE, "single: {iterations: 500}", "single: {}", "training: single: iterations is missing"),
     (PROFILE, "pretrain: {", "pretrian: {", "training: pretrain is missing"),
     (PROFILE, "stop_and_go: {gap: 4", "stopandgo: {gap: 4", "training: stop_and_go is missing"),

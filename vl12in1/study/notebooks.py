@@ -37,11 +37,18 @@ def root() -> Path:
 # %% ../../nbs/70_notebooks.ipynb #99f5c1d7
 LARGEST, MOST = 2 ** 18, 100_000  # bytes of a file of settings; its values, with every alias written out
 
+def check_number(node) -> None:
+    "YAMLError for a number that DVC reads as another one than the library that is used here."
+    kind = node.tag.rpartition(":")[2]
+    if kind in ("int", "float") and re.match(r"[-+]?0[\d_]|.*:", node.value):
+        raise yaml.MarkedYAMLError(problem=f"{shown(node.value)} can be several numbers: write it plainly", problem_mark=node.start_mark)
+
 def written_out(node, counts) -> int:
     """How many values a node of YAML stands for, with every alias written out; `counts`: those of nodes seen so far. YAMLError for a key
-    that stands twice, and for a node inside of itself."""
+    that stands twice, a number that can be several, and a node inside of itself."""
     if counts.setdefault(id(node), 0): return counts[id(node)]
     counts[id(node)] = MOST + 1  # for whoever meets it inside of itself
+    check_number(node)
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     own = [(key.tag, key.value) for key, _ in pairs if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
     for place, (key, _) in enumerate(pairs):
