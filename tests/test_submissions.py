@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from faults.children import forked
 from fuzz import change, places, spoil, tries, values
 from hypothesis import given
 from hypothesis import strategies as st
@@ -162,6 +163,13 @@ def test_nothing_stands_beside_the_list_of_predictions(tmp_path):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(SubmissionError, match="nowhere.json: cannot be read"):
         read_submission("vqa", example("vqa")[0], tmp_path / "nowhere.json")
+
+
+def test_a_small_file_is_read_in_little_memory(tmp_path):
+    "However much the largest may take: a limit of one GiB of addresses ended with MemoryError on another machine."
+    file = write_submission("vqa", *example("vqa"), tmp_path)
+    ended = forked(lambda: print(len(read_submission("vqa", example("vqa")[0], file))), more=2 ** 29)
+    assert (ended.status, ended.output) == (0, "3\n"), ended.error
 
 
 @pytest.mark.parametrize("task", FORMATS)
