@@ -232,6 +232,10 @@ class ObjectImages(nn.Module):
         self.words_norm, self.regions_norm = (nn.LayerNorm(c.text_hidden, eps=1e-12) for _ in range(2))
         self.dropout = nn.Dropout(c.image_attention_dropout)
 
+    def balance(self):
+        "Have new models begin without pictures, as published: beside a normed picture all words would be nearly the same."
+        for norm in (self.words_norm, self.regions_norm): nn.init.zeros_(norm.weight)
+
     def forward(self, batch, layout, words) -> tuple[torch.Tensor, torch.Tensor]:
         "As of `PlainImages`, and what every word is told: (N, 1 or T, text_hidden). ValueError if there are too few positions."
         needed = batch.tokens.shape[1] + (layout.longest if self.mixed else 2)
@@ -286,7 +290,7 @@ class GatedEncoder(BlockEncoder):
         self.image_pooler = None if c.fusion == "text" else nn.Linear(c.image_hidden, c.pooled_width)
         self.dropout = nn.Dropout(c.dropout)
         self.apply(partial(initialise, deviation=c.initializer_range))
-        if isinstance(self.image_embeddings, ImageEmbeddings): self.image_embeddings.balance()
+        if hasattr(self.image_embeddings, "balance"): self.image_embeddings.balance()
 
     def embed(self, batch, layouts) -> dict[str, Stream]:
         "The streams before the first sublayer, text_hidden and image_hidden wide, as `layouts` has them."
