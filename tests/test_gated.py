@@ -291,6 +291,17 @@ PATTERNS = {
         (2, "image_size", 32), (2, "text_size", 32), (3, "image_feed_forward", 24), (3, "text_feed_forward", 24)))}
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_new_encoders_tell_words_apart_beside_one_picture(name):
+    "As they are before the first sublayer: two thirds of what is normed are place and segment. VL-BERT's pictures once drowned them."
+    batch, seen = batch_of(texts=(6, 6), images=(5, 5)), []
+    batch = replace(batch, features=batch.features[[0, 0]], spatials=batch.spatials[[0, 0]])
+    encoder = gated(name, "miniature").encoder().eval()
+    encoder.text_embeddings.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    encoder(encoder.prepared(batch))
+    assert F.cosine_similarity(*seen[0][:, 1:], dim=-1).mean() < .8
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("fusion", ["mul", "sum", "text"])
 def test_other_sizes_and_patterns_are_the_sums_written_out(pattern, fusion):
@@ -582,8 +593,9 @@ def test_a_hidden_region_has_a_vector_and_a_word_of_its_own():
     torch.manual_seed(0)
     encoder, batch = gated("vl-bert", "tiny", hidden_word="yes").encoder().eval(), batch_of()
     batch.features[:, 1] = 0
-    encoder(batch).pooled.sum().backward()
     learned = encoder.image_embeddings
+    torch.nn.init.ones_(learned.regions_norm.weight)  # it begins with zeros
+    encoder(batch).pooled.sum().backward()
     assert learned.hidden_feature.weight.grad.any() and learned.hidden_object.weight.grad.any()
     again = to_published(TwelveInOne(encoder.config, {}))
     assert volta_config(again[1]).hidden_word == "yes" and "bert.embeddings.object_mask_word_embedding.weight" in again[0]

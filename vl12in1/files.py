@@ -129,8 +129,8 @@ def regular(path: str | Path) -> int:
 
 def content_of(path: str | Path, most: int) -> bytes:
     "What a file of at most so many bytes holds; ValueError if it is longer, OSError if it is none that is `regular`."
-    regular(path)
-    with open(path, "rb") as file: content = file.read(most + 1)
+    length = regular(path)
+    with open(path, "rb") as file: content = file.read(min(length, most) + 1)  # memory is reserved for as many, whatever there is
     if len(content) > most: raise ValueError(f"more than {most:,} bytes")
     return content
 

@@ -210,7 +210,7 @@ def predictions_from(form, records, frame, file) -> pd.DataFrame:
     return pd.DataFrame(dict(uid=frame.uid.tolist(), prediction=[predictions[key] for key in examples]))
 
 
-LARGEST = 2 ** 28  # bytes of a result file, reserved when one is read; one for all of test2015 takes some twenty million
+LARGEST = 2 ** 30  # bytes of a result file; one for all of test2015 takes some twenty million
 
 def read_submission(task, frame, file) -> pd.DataFrame:
     "What a result file says of a split: `uid`, `prediction`, in the split's order; SubmissionError names the first culprit."
