@@ -302,6 +302,21 @@ def test_new_encoders_tell_words_apart_beside_one_picture(name):
     assert F.cosine_similarity(*seen[0][:, 1:], dim=-1).mean() < .8
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_place_among_regions_tells_anything_but_the_first(name):
+    "Training adds right boxes behind all others: VL-BERT once told the last region to all words, and learned nothing but its place."
+    batch = batch_of()
+    encoder = random_weights(gated(name, "miniature").encoder()).eval()
+    order = torch.stack([torch.cat([torch.zeros(1, dtype=int), torch.arange(1, n).flip(0), torch.arange(n, 6)]) for n in (6, 2, 4, 5)])
+    moved = replace(batch, features=batch.features.gather(1, order[..., None].expand(-1, -1, 64)),
+                    spatials=batch.spatials.gather(1, order[..., None].expand(-1, -1, 5)))
+    one, other = encoder(batch), encoder(moved)
+    torch.testing.assert_close(one.pooled, other.pooled, atol=1e-5, rtol=1e-4)
+    rows = batch.region_mask
+    moved_rows = one.image.gather(1, order[..., None].expand(-1, -1, one.image.shape[-1]))
+    torch.testing.assert_close(moved_rows[rows], other.image[rows], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("fusion", ["mul", "sum", "text"])
 def test_other_sizes_and_patterns_are_the_sums_written_out(pattern, fusion):

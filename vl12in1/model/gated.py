@@ -77,7 +77,8 @@ class GatedConfig(EncoderConfig, architecture="gated"):
     - `dropout`: of text embeddings, sublayers of text and the pooled vector; `attention_dropout`: of attention weights of text
     - `image_dropout`, `image_attention_dropout`: the same of the image stream, where it shares no weights
     - `hidden_word`: "yes" if VL-BERT has a word of its own for regions that are hidden, else "no"
-    - `batching`: whether what VL-BERT's embeddings say of a pair depends on it alone, "apart", or on the batch, "mixed", as in VOLTA
+    - `batching`: whether what VL-BERT's embeddings say of a pair depends on it alone, and the first region is the whole picture, "apart";
+      or on the batch, and the last region is it, "mixed", as in VOLTA
     - `initializer_range`: standard deviation of new weights
     """
     sublayers: tuple[str, ...] = ()
@@ -244,14 +245,14 @@ class ObjectImages(nn.Module):
         features = torch.where(hidden, self.hidden_feature.weight[0], batch.features)
         inputs = torch.cat([waves(batch.spatials, features.shape[-1] // 8), features], -1)
         seen = self.features(self.dropout(inputs)).relu()
-        last = torch.full_like(layout.lengths, layout.longest - 1) if self.mixed else layout.lengths - 1
-        shown = self.words_norm(seen[torch.arange(len(seen), device=seen.device), last][:, None])
+        whole = layout.longest - 1 if self.mixed else 0
+        shown = self.words_norm(seen[:, whole, None])
         if self.mixed: shown = shown + self.moved(batch, layout.longest, words.positions)
-        is_last = torch.arange(layout.longest, device=seen.device) == last[:, None]
+        is_whole = torch.arange(layout.longest, device=seen.device) == whole
         said = self.object.weight[0]
         if self.hidden_object is not None: said = torch.where(hidden, self.hidden_object.weight[0], said)
-        said = torch.where(is_last[..., None], self.end.weight[0], said)
-        where = words.positions(batch.text_lengths[:, None] + is_last) + words.segments.weight[2]
+        said = torch.where(is_whole[:, None], self.end.weight[0], said)
+        where = words.positions(batch.text_lengths[:, None] + is_whole) + words.segments.weight[2]
         return layout.rows(words.dropout(words.norm(said + self.regions_norm(seen) + where))), shown
 
     def moved(self, batch, regions, table) -> torch.Tensor:
