@@ -10,6 +10,7 @@ from vl12in1.study.claims import (CLAIMS, REPORTS, WITH_G4, Claim, all_shared, c
                                   learned_table, list_of_reports, missing_text, models_of, readable_claims, readable_learned, ruling,
                                   seeds_used)
 from vl12in1.study.notebooks import code_view
+from vl12in1.study.protocol import identity
 from vl12in1.study.results import Results
 from vl12in1.study.statistics import VERDICTS, Comparison, holm
 from vl12in1.study.tables import MULTITASK_ROWS
@@ -259,7 +260,7 @@ def test_the_index_says_whether_tasks_are_learned_and_what_it_follows(tmp_path):
     text, _ = page(tmp_path)
     assert "Learned by the model of all tasks: 2 of 12 tasks (not learned: `vqa`" in text and "by models of one task: 12 of 12." in text
     assert "| coco_retrieval | 1.0 | 10.0 | yes | 20.0 | yes |" in text and "| vqa | 40.0 | 50.0 | yes | 50.0 | no |" in text
-    assert "version 2, SHA-256 `" in text
+    assert identity(ROOT / "PROTOCOL.md") in text
 
 
 def test_a_complete_run_with_more_seeds_is_the_headline(tmp_path):
