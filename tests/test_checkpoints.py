@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -808,6 +809,25 @@ def read_absurd_files():
             except Exception as error: outcomes[f"{case}, {form}"] = type(error).__name__
             else: outcomes[f"{case}, {form}"] = "read"
     return outcomes
+
+
+def test_ctrl_c_while_a_tensor_is_built_is_obeyed(monkeypatch):
+    "PyTorch asks a storage for its length, and throws away whatever comes up there."
+    save_file(dict(a=torch.ones(2)), "a.safetensors")
+    tensors, length = open_tensors("a.safetensors"), torch.UntypedStorage.__len__
+    def interrupted(storage):
+        signal.raise_signal(signal.SIGINT)
+        return length(storage)
+    monkeypatch.setattr(torch.UntypedStorage, "__len__", interrupted)
+    with pytest.raises(KeyboardInterrupt): tensors.read("a")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_want_of_memory_is_no_damage(monkeypatch):
+    def without_memory(*_): raise OSError("unable to mmap 2 bytes from file: Cannot allocate memory (12)")
+    save_file(dict(a=torch.ones(2)), "a.safetensors")
+    monkeypatch.setattr("vl12in1.weights.safe_open", without_memory)
+    with pytest.raises(MemoryError, match="a.safetensors: unable to mmap"): open_tensors("a.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ __all__ = ['PROBLEMS', 'CheckpointError', 'Tensors', 'open_tensors', 'write_tens
 # %% ../nbs/04_weights.ipynb #04imp
 import errno
 import re
+import signal
+import threading
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,6 +149,19 @@ class Tensors:
         self.given.add(weight.untyped_storage().data_ptr())
         return weight
 
+# %% ../nbs/04_weights.ipynb #uninterrupted
+@contextmanager
+def uninterrupted():
+    "Around work in C that swallows exceptions: Ctrl-C that comes meanwhile is obeyed at its end."
+    before, come = signal.getsignal(signal.SIGINT), []
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *given: come.append(given))
+    try: yield
+    finally: signal.signal(signal.SIGINT, before)
+    if come: before(*come[0])
+
 # %% ../nbs/04_weights.ipynb #safetensors
 class SafeTensors(Tensors):
     "The tensors of a `.safetensors` file."
@@ -160,8 +175,9 @@ class SafeTensors(Tensors):
     def _open(self, look):
         "What `look` makes of the open file."
         try:
-            with safe_open(self.source, "pt") as file: return look(file)
+            with uninterrupted(), safe_open(self.source, "pt") as file: return look(file)
         except Exception as error:
+            if "Cannot allocate memory" in str(error): raise MemoryError(f"{self.source}: {error}") from None
             raise CheckpointError(f"{self.source}: it cannot be read ({error}); download or copy it again") from None
 
     def read(self, name) -> torch.Tensor: return self._open(lambda file: file.get_tensor(name).clone())
