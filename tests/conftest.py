@@ -1,6 +1,8 @@
-"""One thread a process, and how many examples hypothesis tries: `fast` unless `--hypothesis-profile slow` is said."""
+"""One thread a process, Ctrl-C as it comes, and how many examples hypothesis tries: `fast` unless `--hypothesis-profile slow` is said."""
 import os
+import signal
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs in the background are born deaf to it, and so are their children
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; sums depend on it, and the workers of `make test` share the cores
 
 from hypothesis import settings

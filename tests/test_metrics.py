@@ -339,6 +339,8 @@ def test_one_box_is_predicted_per_expression():
     frame = pd.DataFrame(dict(uid=["1"], box=[(0, 0, 1, 1)]))
     assert refer_metrics(frame, [(0, 0, 1, 1)]) == {"accuracy": 1, "examples": 1}
     assert refer_metrics(frame, [(math.nan,) * 4])["accuracy"] == refer_metrics(frame, [(1, 1, 0, 0)])["accuracy"] == 0
+    with pytest.raises(ValueError, match="up to 640, where the frame's end at 1"): refer_metrics(frame, [(0, 0, 640, 480)])
+    with pytest.raises(ValueError, match="up to 640, where the frame's end at 1"): oracle_recall(frame, [[(0, 0, 1, 1), (0, 0, 640, 480)]])
     with pytest.raises(ValueError, match="reshape"): refer_metrics(frame, [[(0, 0, 1, 1), (0, 0, .1, .1)]])
 
 

@@ -21,7 +21,7 @@ with starting("vl12in1"):
     from vl12in1.corpora import identity
     from vl12in1.demo import add_demo_command
     from vl12in1.model import CheckpointError, Pretraining, TwelveInOne
-    from vl12in1.model.checkpoints import PARTS, canonical_names, inspect, kind_of, read_published, write_published
+    from vl12in1.model.checkpoints import PARTS, canonical_names, encoder_config, inspect, kind_of, read_published, write_published
     from vl12in1.model.saving import FILES
     from vl12in1.predictor import published_assets
     from vl12in1.predictor.asking import add_asking_commands
@@ -30,7 +30,7 @@ with starting("vl12in1"):
     from vl12in1.study.notebooks import root
     from vl12in1.study.plan import plan_text, read_rates
     from vl12in1.study.settings import checked_settings
-    from vl12in1.weights import read_json
+    from vl12in1.weights import open_tensors, read_json
 
 # %% ../nbs/90_command.ipynb #inspect-command
 def inspect_command(arguments):
@@ -48,12 +48,15 @@ def inspect_command(arguments):
 # %% ../nbs/90_command.ipynb #load-saved
 KINDS = {kind.__name__: kind for kind in (TwelveInOne, Pretraining)}
 
+def kind_in(folder):
+    "The class of the model in a folder, which its `config.json` names; None if that is none of this library."
+    return KINDS.get(str(read_json(Path(folder) / "config.json").get("model")))
+
 def load_saved(folder):
-    "The model in a folder, of whichever class its `config.json` names."
-    kind = read_json(Path(folder) / "config.json").get("model")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise CheckpointError(f"{folder}: config.json names no model of this library ({kind!r})")
-    return KINDS[kind].from_pretrained(folder)
+    "The model in a folder, of whichever class it is."
+    kind = kind_in(folder)
+    if kind is None: raise CheckpointError(f"{folder}: config.json names no model of this library")
+    return kind.from_pretrained(folder)
 
 # %% ../nbs/90_command.ipynb #named-values
 def named_values(option, texts) -> dict[str, str]:
@@ -77,8 +80,7 @@ def words_for(model, arguments):
 # %% ../nbs/90_command.ipynb #convert-command
 def has_model(folder) -> bool:
     "Is there a model of this library in a folder?"
-    config = Path(folder) / "config.json"
-    return config.exists() and read_json(config).get("model") in list(KINDS)
+    return (Path(folder) / "config.json").exists() and kind_in(folder) is not None
 
 def check_folder(folder):
     "CheckpointError if a model saved in `folder` would take the place of files that are no model's of this library."
@@ -86,11 +88,18 @@ def check_folder(folder):
     if there and not has_model(folder):
         raise CheckpointError(f"{there[0]}: is no part of a model of this library, and would be lost; name a new folder")
 
+def is_published(path) -> bool:
+    "Does a file hold published weights, or a published configuration?"
+    try: return bool(encoder_config(read_json(path), {}) if path.suffix == ".json" else open_tensors(path).shapes)
+    except CheckpointError: return False
+
 def check_file(target):
-    "CheckpointError if published weights would take the place of what a model of this library is saved in."
-    for path in (Path(target), Path(target).parent / f"{Path(target).stem}.json"):
+    "CheckpointError if published weights, or their configuration, would take the place of other files."
+    for path in (Path(target), Path(target).with_suffix(".json")):
         if has_model(path.parent) and any(path.match(name) for name in FILES):
             raise CheckpointError(f"{path}: is a part of the model in {path.parent}, and would be lost; write elsewhere")
+        if path.exists() and not is_published(path):
+            raise CheckpointError(f"{path}: holds nothing published, and would be lost; write elsewhere")
 
 def convert_command(arguments):
     "Published weights to a folder, or a folder to published weights."

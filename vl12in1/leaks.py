@@ -133,9 +133,9 @@ def leak_report(root: str | Path,                    # folder of the corpora
     if absent: raise ValueError(f"tests: no corpus {absent} below {root}; there are {', '.join(frames)}")
     if "nlvr2" in frames and corpora.find_files(root, "nlvr2/test2.json"):
         frames["nlvr2"]["test2"] = corpora.nlvr2_statements(root, "test2")
-    others = {"detector": read_image_list(detector, collection, corpora.identity(root))} if detector else {}
-    headline = f"{len(frames)} corpora, {len(test_images(frames, tests))} test images"
-    for seen in others.values():
+    headline, others = f"{len(frames)} corpora, {len(test_images(frames, tests))} test images", {}
+    if detector:
+        seen = others["detector"] = read_image_list(detector, collection, corpora.identity(root))
         here = set().union(*(images_of(frame) for splits in frames.values() for frame in splits.values()))
         headline += f", {len(seen & here):,} of {len(seen):,} images in {detector} known"
     if drop:

@@ -159,8 +159,9 @@ def uninterrupted():
         return
     signal.signal(signal.SIGINT, lambda *given: come.append(given))
     try: yield
-    finally: signal.signal(signal.SIGINT, before)
-    if come: before(*come[0])
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if come: before(*come[0])
 
 # %% ../nbs/04_weights.ipynb #safetensors
 class SafeTensors(Tensors):

@@ -193,6 +193,9 @@ def caption_metrics(frame, scores) -> dict[str, float]:
 def _overlaps(frame, regions) -> np.ndarray:
     "Best intersection over union of the referred box with any of the `regions` (corners, fractions) of its row."
     check_predictions(frame, regions)
+    ours, theirs = (max(np.max(np.asarray(of_row), initial=0) for of_row in boxes) for boxes in (frame.box, regions))
+    if theirs > 20 * ours:
+        raise ValueError(f"boxes with corners up to {theirs:g}, where the frame's end at {ours:g}: divide by a picture's width and height")
     return np.array([iou(box, of_row).max(initial=0) for box, of_row in zip(frame.box, regions)]).round(9)  # 1/2 stays 1/2
 
 def refer_metrics(frame, boxes) -> dict[str, float]:

@@ -9,6 +9,7 @@ __all__ = ['PARTS', 'heads_without', 'read_published', 'check_for_volta', 'unsha
 # %% ../../nbs/47_checkpoints.ipynb #062b39da
 import json
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -167,12 +168,20 @@ def account(model, shapes, keys, fresh=(), heads=VOLTA_HEADS) -> pd.DataFrame:
                        lambda ours: starts_afresh(ours, fresh))
 
 # %% ../../nbs/47_checkpoints.ipynb #without-contents
+@contextmanager
+def naming(config):
+    "Errors in a configuration name the file that it was read from."
+    try: yield
+    except CheckpointError as error:
+        if isinstance(config, (dict, EncoderConfig)) or not str(error).startswith("configuration:"): raise
+        raise CheckpointError(f"{config}{str(error).removeprefix('configuration')}") from None
+
+def content_of(config) -> dict | EncoderConfig:
+    "What a JSON file holds, or a configuration as it is."
+    return config if isinstance(config, (dict, EncoderConfig)) else read_json(config)
+
 def without_contents(into, config, shapes, fresh=(), vocabularies=None):
     "A model on the device `meta`; CheckpointError if it would have more numbers than can be counted."
-    if not isinstance(config, (dict, EncoderConfig)):
-        content = read_json(config)
-        try: return without_contents(into, content, shapes, fresh, vocabularies)
-        except CheckpointError as error: raise CheckpointError(f"{config}{str(error).removeprefix('configuration')}") from None
     check_depth(config, shapes, "configuration")
     encoder = encoder_config(config, shapes, fresh)
     more = pretraining_arguments(config, shapes) if into is Pretraining else task_arguments(shapes, fresh, vocabularies)
@@ -247,7 +256,7 @@ def read_published(weights, config, into=None, fresh=(), vocabularies=None, stri
     tensors = open_tensors(weights)
     keys = keys_by_name(tensors.shapes)
     shapes = {name: tensors.shapes[key] for name, key in keys.items()}
-    model = without_contents(into or kind_of(shapes), config, shapes, fresh, vocabularies)
+    with naming(config): model = without_contents(into or kind_of(shapes), content_of(config), shapes, fresh, vocabularies)
     heads = volta_heads(shapes)
     if isinstance(model, TwelveInOne) and isinstance(model.config, GatedConfig): fresh = {*fresh, *(set(model.heads) - set(heads))}
     if is_first(shapes): fresh = {*fresh, *heads_without(LATER_HEADS, shapes)}
@@ -317,11 +326,17 @@ def write_published(model, path):
 
 # %% ../../nbs/47_checkpoints.ipynb #read-volta
 def read_volta(weights, config, into=None, fresh=(), vocabularies=None, strict=True):
-    """As `read_published`, of VOLTA's files: weights and their JSON file, or its content, or a `GatedConfig` -> (model, report). Heads that
-    the file does not have start from random weights. CheckpointError also if weights that both streams share are not equal."""
-    content = config if isinstance(config, (dict, EncoderConfig)) else read_json(config)
-    if not isinstance(content, EncoderConfig) and not is_volta(content): volta_config(config)
-    return read_published(weights, config, into, fresh, vocabularies, strict)
+    """VOLTA's model for VOLTA's batches: weights and their JSON file, or its content, or a `GatedConfig` -> (model, report).
+
+    All else is as of `read_published`, which makes of the same files the model for batches of this library. The two differ for VL-BERT
+    alone, see `GatedConfig.batching`. Heads that the file does not have start from random weights. CheckpointError also if weights that
+    both streams share are not equal."""
+    content = content_of(config)
+    with naming(config):
+        if isinstance(content, dict):
+            if not is_volta(content): volta_config(content)  # which says so
+            content = {"batching": "mixed"} | content
+        return read_published(weights, content, into, fresh, vocabularies, strict)
 
 # %% ../../nbs/47_checkpoints.ipynb #component
 COMPONENTS = {r"bert\.embeddings\.(image_|v_|projection|\w+_visual|obj|visual_|end_)": "image embeddings",

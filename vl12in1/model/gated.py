@@ -78,7 +78,7 @@ class GatedConfig(EncoderConfig, architecture="gated"):
     - `image_dropout`, `image_attention_dropout`: the same of the image stream, where it shares no weights
     - `hidden_word`: "yes" if VL-BERT has a word of its own for regions that are hidden, else "no"
     - `batching`: whether what VL-BERT's embeddings say of a pair depends on it alone, and the first region is the whole picture, "apart";
-      or on the batch, and the last region is it, "mixed", as in VOLTA
+      or on the batch, and the last region is it, "mixed", for batches as VOLTA makes them
     - `initializer_range`: standard deviation of new weights
     """
     sublayers: tuple[str, ...] = ()
@@ -164,9 +164,14 @@ class PlainImages(ImageEmbeddings):
         return super().forward(layout.rows(batch.features), places), None
 
 # %% ../../nbs/42a_gated.ipynb #normed-images
-class HalvedImages(nn.Module):
-    "LXMERT: the mean of normed features and normed places."
+class RegionEmbeddings(nn.Module):
+    "What they have in common. `apart`: are words told nothing of the regions?"
     apart = True
+
+    def balance(self): "Scale new weights so that no term drowns another; where each is normed by itself, none does."
+
+class HalvedImages(RegionEmbeddings):
+    "LXMERT: the mean of normed features and normed places."
 
     def __init__(self, c, rate=None):
         super().__init__()
@@ -196,9 +201,8 @@ class SecondSentenceImages(HalvedImages):
         return self.dropout(self.norm(self.both(batch, layout) + words.segments.weight[1])), None
 
 # %% ../../nbs/42a_gated.ipynb #placeless-images
-class PlacelessImages(nn.Module):
+class PlacelessImages(RegionEmbeddings):
     "VisualBERT: features, a position and a segment, normed as words are."
-    apart = True
 
     def __init__(self, c):
         super().__init__()
@@ -219,7 +223,7 @@ def waves(spatials, count: int) -> torch.Tensor:
     return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
 
 # %% ../../nbs/42a_gated.ipynb #object-images
-class ObjectImages(nn.Module):
+class ObjectImages(RegionEmbeddings):
     "VL-BERT: feature and waves become one vector; with the word for an object it is what a region says."
     apart = False
 
@@ -291,7 +295,7 @@ class GatedEncoder(BlockEncoder):
         self.image_pooler = None if c.fusion == "text" else nn.Linear(c.image_hidden, c.pooled_width)
         self.dropout = nn.Dropout(c.dropout)
         self.apply(partial(initialise, deviation=c.initializer_range))
-        if hasattr(self.image_embeddings, "balance"): self.image_embeddings.balance()
+        self.image_embeddings.balance()
 
     def embed(self, batch, layouts) -> dict[str, Stream]:
         "The streams before the first sublayer, text_hidden and image_hidden wide, as `layouts` has them."

@@ -88,7 +88,7 @@ def volta_config(source) -> GatedConfig:
     weights = content.get("visual_target_weights", {})
     asks_hidden = content.get("image_embeddings") == "vl-bert" and isinstance(weights, dict) and weights.get("6", 0) not in (0, None)
     try: return GatedConfig(volta_sublayers(content), widths=volta_widths(content), hidden_word="yes" if asks_hidden else "no",
-                            batching="mixed", **fields)
+                            batching=content.get("batching", "apart"), **fields)
     except (TypeError, ValueError) as error: raise CheckpointError(f"{name}: {error}") from None
 
 # %% ../../nbs/46a_volta.ipynb #to-volta-config

@@ -119,7 +119,6 @@ def load_manifest(folder: Path) -> dict:
         found = repr(manifest.get("schema")) if isinstance(manifest, dict) else "missing"
         raise StoreError(f"{folder}: schema {found[:40]}, this version reads {SCHEMA}; extract again")
     if problem := manifest_problem(manifest): raise StoreError(f"{path}: damaged, {problem}; copy it again, or run the extraction again")
-
     return manifest | {"regions": sum(shard["rows"] for shard in manifest["shards"])}  # which one written by hand may leave out
 
 def read_manifest(folder) -> dict:

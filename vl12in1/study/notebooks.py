@@ -24,7 +24,7 @@ import yaml
 from ..children import end_with_study
 from ..endings import ending, one_line
 from ..fields import Count, Name, Within, fits, misfit, problems_of_fields, shown
-from ..files import regular
+from ..files import content_of
 
 # %% ../../nbs/70_notebooks.ipynb #root
 def root() -> Path:
@@ -68,9 +68,8 @@ def line_of(error) -> str:
 
 def read_yaml(path):
     "What a file of settings holds; ValueError that names it, and its line, if it is no YAML, or too large."
-    size = regular(path)
-    if size > LARGEST: raise ValueError(f"{path}: {size:,} bytes; settings take a few thousand: is it the right file?")
-    content = path.read_bytes()
+    try: content = content_of(path, LARGEST)
+    except ValueError as error: raise ValueError(f"{path}: {error}; settings take a few thousand: is it the right file?") from None
     try:
         loader = yaml.SafeLoader(content)
         document = loader.get_single_node()
