@@ -274,6 +274,29 @@ def test_bad_records_are_named_and_the_rest_is_kept(tmp_path, change, problem):
     assert report.rejected[["source", "image"]].values.tolist() == [["coco.lmdb", "50"]]
 
 
+@pytest.mark.parametrize("over", [1e-7, 5e-4])
+def test_fractions_with_a_rounding_error_are_fractions(tmp_path, over):
+    boxes = record(1)["boxes"] / [640, 480, 640, 480]
+    boxes[0, 2:] = 1 + over
+    report, store = imported(tmp_path, "coco.lmdb", [record(1) | {"boxes": boxes}])
+    np.testing.assert_allclose(store["coco:1"].boxes, np.clip(boxes, 0, 1) * [640, 480, 640, 480], atol=1e-3)
+    assert report.sources.fractions.tolist() == [1]
+
+
+@pytest.mark.parametrize("most", [1.0011, 1.02, 2.])
+def test_boxes_that_may_be_fractions_or_pixels_are_refused(tmp_path, most):
+    boxes = record(1)["boxes"] / [640, 480, 640, 480]
+    boxes[0, 2:] = most
+    with pytest.raises(StoreError, match="image '1': no box reaches beyond two pixels; expected pixels, or fractions of the picture"):
+        imported(tmp_path, "coco.lmdb", [record(1) | {"boxes": boxes}])
+
+
+@pytest.mark.parametrize("box, width", [([0, 0, 2, 2], 640), ([0, 0, 1.5, 1.5], 2), ([.5, .5, 2.5, 2.5], 640)])
+def test_small_boxes_in_pixels_are_pixels(tmp_path, box, width):
+    report, store = imported(tmp_path, "coco.lmdb", [record(1) | {"boxes": np.float32([box] * 4), "image_w": width}])
+    assert store["coco:1"].boxes.tolist() == [box] * 4 and report.sources.fractions.tolist() == [0]
+
+
 @pytest.mark.parametrize("content", [[1, 2], None, 5, "text", np.ones(3)], ids=str)
 def test_a_pickle_that_is_no_record_is_named(tmp_path, content):
     lmdb_keys(tmp_path / "coco.lmdb", pickle.dumps([b"keys", b"1", b"2"]))

@@ -148,6 +148,14 @@ def _as_rows(array, count: int):
     if array.ndim == 1: return array.reshape(count, -1)
     return array.T if array.ndim == 2 and len(array) != count and array.shape[1] == count else array
 
+def _are_fractions(boxes, width: int, height: int) -> bool:
+    "Whether boxes are fractions of their picture, to a thousandth; ValueError where they may be pixels as well."
+    largest, small = boxes.max(), min(width, height) <= 2
+    if largest <= 1: return max(width, height) > 1
+    if small or not largest <= 2 or not (boxes % 1).any(): return False
+    if largest > 1.001: raise ValueError("no box reaches beyond two pixels; expected pixels, or fractions of the picture, which end at 1")
+    return True
+
 def to_record(fields) -> Record:
     "The record in a mapping with published names; ValueError if something is missing or no number."
     if not isinstance(fields, Mapping): raise ValueError(f"a {type(fields).__name__} where a dictionary should be")
@@ -162,11 +170,11 @@ def to_record(fields) -> Record:
     if boxes.ndim != 2 or boxes.shape[1] < 4: raise ValueError(f"boxes of shape {boxes.shape}, where each has four numbers")
     boxes = boxes[:, :4]
     if not len(boxes): raise ValueError("no regions; an image needs at least one")
-    fractions = max(width, height) > 1 and boxes.max() <= 1
+    fractions = _are_fractions(boxes, width, height)
     if fractions: boxes = boxes * np.array([width, height] * 2, dtype=float)
     count = None if values["num_boxes"] is None else _count("num_boxes", values["num_boxes"])
     return Record(_as_rows(values["features"], len(boxes)), boxes, width, height, count, _as_rows(values["class_probs"], len(boxes)),
-                  bool(fractions))
+                  fractions)
 
 # %% ../../nbs/31_published.ipynb #lmdbreader
 class LmdbReader:
