@@ -616,6 +616,9 @@ def test_boxes_are_cut_to_at_least_one_pixel_of_the_picture_or_refused(boxes):
     if outside or corners[:, 2:].max() <= 2:
         with pytest.raises(CorpusError, match="does not lie in its picture" if outside else "found fractions of pictures"):
             fractions(corners, [(50, 50)] * len(boxes), Records(Path("f"), [{}] * len(boxes)))
+    elif not corners.any(1).all():
+        with pytest.raises(CorpusError, match="expected a box, found four zeros"):
+            fractions(corners, [(50, 50)] * len(boxes), Records(Path("f"), [{}] * len(boxes)))
     else:
         found = fractions(corners, [(50, 50)] * len(boxes), Records(Path("f"), [])) * 50
         assert (found >= 0).all() and (found <= 50).all() and (found[:, 2:] - found[:, :2] > 1 - 1e-9).all()
@@ -643,6 +646,25 @@ def test_boxes_in_fractions_are_refused(tmp_path, content):
     write(tmp_path, content)
     with pytest.raises(CorpusError, match="expected pixels, found fractions"): corpora.load(tmp_path, only=["visual7w"])
     with pytest.raises(CorpusError, match="objects.json: .*expected x, y, w and h in pixels"): corpora.visual_genome_objects(tmp_path)
+
+
+@pytest.mark.parametrize("count, over, refused", [(9, 9, False), (10, 2, False), (10, 3, True), (1000, 900, True)])
+def test_how_many_corners_are_refused(count, over, refused):
+    corners = np.array([[30, 20, 30 + 40, 20 + 35]] * over + [[5, 5, 15, 15]] * (count - over))  # 40, 35 and 10, 10 would be corners, too
+    for broken in (0, count // 50 + 1):  # of which so many would not
+        corners[count - broken:] = 40, 30, 60, 40
+        listed = [(64, 48)] * count, Records(Path("f"), [{}] * count)
+        if refused and not broken:
+            with pytest.raises(CorpusError, match=f"f: field 'bbox': {over} of {count:,} boxes hang over"): fractions(corners, *listed)
+        else: assert len(fractions(corners, *listed)) == count
+
+
+def test_a_box_of_zeros_is_none(tmp_path, content):
+    content[INSTANCES]["annotations"][1]["bbox"] = [0, 0, 0, 0]
+    with pytest.raises(CorpusError, match=re.escape(INSTANCES) + ": record .*, field 'bbox': expected a box, found four zeros"):
+        corpora.load(write(tmp_path, content), only=["refcocog"])
+    content[INSTANCES]["annotations"][1]["bbox"] = [0, 3, 5, 0]  # a line, as two of COCO's
+    assert corpora.load(write(tmp_path, content), only=["refcocog"])
 
 
 def test_empty_columns_have_the_shape_of_full_ones():

@@ -421,3 +421,25 @@ def test_captions_come_back(world):
         assert frames[split]["text"].tolist() == [caption for caption, _ in rows]
         assert frames[split]["uid"].tolist() == [str(zlib.crc32(address.encode())) for _, address in rows]
         assert {key for (key,) in frames[split]["images"]} <= {*world.scenes}
+
+
+def cornered(value):
+    "Records of any depth, with corners where boxes are x, y, width, height."
+    if isinstance(value, list): return list(map(cornered, value))
+    if not isinstance(value, dict): return value
+    value = {name: cornered(item) for name, item in value.items()}
+    if "bbox" in value: value["bbox"] = [*value["bbox"][:2], value["bbox"][0] + value["bbox"][2], value["bbox"][1] + value["bbox"][3]]
+    if "box_id" in value: value |= {"width": value["x"] + value["width"], "height": value["y"] + value["height"]}
+    return value
+
+
+@pytest.mark.parametrize("corpus, path", [
+    ("refcoco", "refcoco/refcoco/instances.json"), ("refcoco+", "refcoco/refcoco+/instances.json"),
+    ("refcocog", "refcoco/refcocog/instances.json"), ("visual7w", "visual7w/dataset_v7w_pointing.json"),
+    ("guesswhat", "guesswhat/guesswhat.train.jsonl.gz")])
+def test_corners_in_place_of_sizes_are_refused(world, corpus, path):
+    files = written(world, corpus)
+    if path.endswith(".gz"): files[path] = [cornered(json.loads(text)) for text in gzip.decompress(files[path]).splitlines()]
+    else: files[path] = json.dumps(cornered(json.loads(files[path])))
+    with pytest.raises(CorpusError, match=f"{Path(path).name}: field '.*': [0-9,]+ of [0-9,]+ boxes hang over .*; expected x, y, width"):
+        read(corpus, files)

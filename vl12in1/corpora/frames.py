@@ -359,6 +359,15 @@ def box_column(records: Records, field: str = "bbox") -> np.ndarray:
     return np.array(values, dtype=float).reshape(-1, 4)
 
 # %% ../../nbs/20_frames.ipynb #fractions
+def check_sizes(corners, sizes, records: Records, field: str):
+    "CorpusError where of ten boxes or more over a fifth hang over, and nearly all would fit were their widths and heights corners."
+    far = corners[:, 2:] - corners[:, :2]
+    over = int((corners[:, 2:] > sizes + 2).any(1).sum())
+    fit = ((far >= corners[:, :2]) & (far <= sizes + 2)).all(1)
+    if len(corners) >= 10 and over > len(corners) / 5 and fit.mean() >= .99:
+        raise CorpusError(records.file, field=field, problem=f"{over:,} of {len(corners):,} boxes hang over their pictures; expected x, y, "
+                          "width and height, found corners")
+
 def fractions(
     corners,              # of boxes, (N, 4) in pixels
     sizes,                # of their pictures, (N, 2): width, height
@@ -367,7 +376,8 @@ def fractions(
 ) -> np.ndarray:
     """Boxes as fractions (N, 4) of their pictures, cut at the edges, and at least one pixel wide and high. CorpusError for a
     box that is not finite, has a negative size, lies outside of its picture or hangs over by more than its size, for a picture
-    without pixels, and for boxes none of which reaches beyond two pixels: they are fractions already."""
+    without pixels, for boxes none of which reaches beyond two pixels (they are fractions already), for ones that were corners before they
+    were turned into corners, and for a box of four zeros."""
     corners, sizes = np.asarray(corners, dtype=float).reshape(-1, 4), np.asarray(sizes, dtype=float).reshape(-1, 2)
     low, high = corners[:, :2], corners[:, 2:]
     good = np.isfinite(corners) & np.hstack([(low <= high) & (low <= sizes), (high >= 0) & (sizes >= 1)])
@@ -379,6 +389,8 @@ def fractions(
     if len(corners) and high.max() <= 2 < sizes.min():
         raise CorpusError(records.file, field=field, problem="no box reaches beyond two pixels; expected pixels, found "
                           "fractions of pictures")
+    check_sizes(corners, sizes, records, field)
+    if not (placed := corners.any(1)).all(): raise records.error(int(np.argmin(placed)), field, "expected a box, found four zeros")
     low = np.clip(low, 0, sizes - 1)
     return np.hstack([low, np.clip(high, low + 1, sizes)]) / np.tile(sizes, 2)
 
