@@ -22,6 +22,7 @@ from fuzz import write
 from vl12in1 import corpora, world
 from vl12in1.command import main
 from vl12in1.corpora import CorpusError
+from vl12in1.corpora.images import _flickr30k_ids
 from vl12in1.evaluation.submissions import SubmissionError, write_submission
 from vl12in1.leaks import leak_report
 from vl12in1.model import Batch, CheckpointError, TwelveInOne, ViLBERTConfig
@@ -232,6 +233,26 @@ def test_pictures_of_one_address_are_one(tmp_path, capsys, other, same, learned,
     else:
         with pytest.raises(SystemExit) as end: main(command)
         assert end.value.code == 1 and f"nlvr2:{min(learned, tested)}-1-0-img0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("addresses, problem", [
+    (("N/A", "N/A"), "'left_url': expected an address on the web, found 'N/A'"), ((BEER, "null"), "'right_url': .* found 'null'"),
+    (("file:///a.b/c.jpg", BEER), "'left_url': .* found 'file:"), ((BEER, "https:///a.b/c.jpg"), "'right_url': .* found 'https:"),
+    ((" ", BEER), "'left_url': .* found ' '"), (("beers/a.jpg", BEER), "'left_url': .* found 'beers"),
+    ((BEER, f"{BEER}#top"), "'right_url': .*#top' is the address of the left picture, too")])
+def test_what_is_no_address_of_one_picture_is_refused(tmp_path, addresses, problem):
+    pairs = [("http://a.org/1.jpg", "http://a.org/2.jpg"), ("", ""), (None, ""), addresses]
+    for split in ("train", "dev", "test1"):
+        write(tmp_path, {f"nlvr2/{split}.json": [
+            dict(identifier=f"{split}-{n}-0-0", sentence="a", label="True", left_url=left, right_url=right)
+            for n, (left, right) in enumerate(pairs[:3 + (split == "dev")])]})
+    with pytest.raises(CorpusError, match=f"dev.json: record 3, field {problem}.*; download it again"): corpora.load(tmp_path)
+
+
+def test_a_line_of_digits_is_read_at_once(tmp_path):
+    write(tmp_path, {"flickr30k/results_20130124.token": "1.jpg#0\ta\n", "snli_ve/snli_ve_dev.jsonl": "1" * 10 ** 6 + " 12.jpg#0 3.jpg#1"})
+    begin = time.monotonic()
+    assert _flickr30k_ids(tmp_path) == {"1", "12", "3"} and time.monotonic() - begin < 1
 
 
 # --- what is no file of a corpus, and what would fill the memory

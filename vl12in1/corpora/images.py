@@ -43,7 +43,7 @@ def _flickr30k_ids(root) -> set[str]:
     for path in {path for files in RELEASES["snli_ve"].values() for path in files}:
         for file in find_files(root, path):
             with text_lines(file) as lines:
-                ids.update(id.decode() for line in lines for id in re.findall(rb"([0-9]+)\.jpg#", line))
+                ids.update(id.decode() for line in lines for id in re.findall(rb"(?<![0-9])([0-9]+)\.jpg#", line))
     return ids
 
 # %% ../../nbs/21_images.ipynb #photograph
@@ -114,20 +114,35 @@ def genome_aliases(root) -> dict[str, str]:
     return {alias: key for alias, key in names.items() if alias != key}
 
 # %% ../../nbs/21_images.ipynb #nlvr2-addresses
+_SIDES = "left_url", "right_url"
+_HOST = re.compile(r"\s*(?:https?:)?//[^/\s]*[^/\s.]\.[^/\s.]", re.I)
+
 def _address(text: str) -> str:
     "An address as one of its spellings: without scheme, `www.` and fragment, the host in lower case, nothing escaped."
     host, slash, path = re.sub(r"(?:https?:)?/*(?:www\.)?", "", unquote(text).strip(), count=1, flags=re.I).partition("/")
     return re.sub(r":(?:80|443)$", "", host.lower()) + slash + path.partition("#")[0]
 
+def _check_addresses(statements: Records, left: list[str], right: list[str], spelled: dict[str, str]):
+    "CorpusError for an address without a host, and for a statement whose pictures have the same; `spelled`: address -> one spelling."
+    wrong = {address for address in spelled if address and not _HOST.match(unquote(address))}
+    for index, pair in enumerate(zip(left, right)):
+        for field, address in zip(_SIDES, pair):
+            if address in wrong:
+                raise statements.error(index, field, f"expected an address on the web, found {shown(address)}; download it again")
+        if pair[0] and spelled[pair[0]] == spelled[pair[1]]:
+            raise statements.error(index, "right_url", f"{shown(pair[1])} is the address of the left picture, too; download it again")
+
 def _nlvr2_addresses(file) -> list[tuple[str, str]]:
-    "(address, image key) for each picture of each statement in a file of NLVR2 that has an address."
+    "(address, image key) for each picture of each statement in a file of NLVR2 that has an address; CorpusError for what is none."
     named = []
     for statements in blocks(file, json_lines(file)):
         pairs = [id.rpartition("-")[0] for id in statements.column("identifier")]
-        for side, field in enumerate(("left_url", "right_url")):
-            named += [(address, f"nlvr2:{pair}-img{side}") for address, pair in zip(optional(statements, field, ""), pairs)]
-    spelled = {address: _address(address) for address, _ in named}
-    return [(spelled[address], key) for address, key in named if address]
+        sides = [optional(statements, field, "") for field in _SIDES]
+        spelled = {address: _address(address) for side in sides for address in side}
+        _check_addresses(statements, *sides, spelled)
+        named += [(spelled[address], f"nlvr2:{pair}-img{number}") for number, side in enumerate(sides)
+                  for address, pair in zip(side, pairs) if address]
+    return named
 
 # %% ../../nbs/21_images.ipynb #nlvr2-aliases
 def nlvr2_aliases(root) -> dict[str, str]:
