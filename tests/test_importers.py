@@ -406,6 +406,17 @@ def test_a_tsv_that_was_cut_off_loses_its_last_line_only(tmp_path):
     assert report.sources.images.tolist() == [4] and report.rejected.image.tolist() == ["4"]
 
 
+@pytest.mark.parametrize("name", ["image_id", "features", "boxes", "image_w", "num_boxes"])
+@pytest.mark.parametrize("count", [2, 5])
+def test_arrays_of_other_lengths_are_refused(tmp_path, name, count):
+    published.write_h5_arrays(tmp_path / "coco.h5", map(record, range(4)))
+    with h5py.File(tmp_path / "coco.h5", "a") as file: file[name].resize(count, axis=0)
+    lengths = [("features", 4), ("boxes", 4), ("image_w", 4), ("image_h", 4), ("num_boxes", 4)]
+    listed = ", ".join(f"{count if each == name else rows} of {each}" for each, rows in lengths)
+    with pytest.raises(StoreError, match=f"coco.h5: .*{count if name == 'image_id' else 4} ids, but {listed}; get the file again"):
+        import_features(find_features(tmp_path), tmp_path / "store", on_error="skip")
+
+
 def test_unknown_hdf5_layouts_list_what_they_hold(tmp_path):
     with h5py.File(tmp_path / "coco.h5", "w") as file: file["a/image_features"], file["pos_boxes"] = [1.], [1.]
     with pytest.raises(StoreError, match="it holds a, pos_boxes, a/image_features"):

@@ -304,8 +304,17 @@ class Hdf5Reader:
             raise StoreError(f"{path}: neither groups with features and boxes, nor arrays image_id, features and "
                              f"boxes; it holds {', '.join(names) or 'nothing'}")
         if grouped: self.ids = None
-        elif len(_checked(self.ids, path, len(self.ids))) != (pictures := len(_inside(self.file, "features", path))):
-            raise StoreError(f"{path}: {len(self.ids):,} ids of {pictures:,} pictures; get the file again")
+        else: self._check_lengths(len(_checked(self.ids, path, len(self.ids))))
+
+    def _check_lengths(self, count: int):
+        "StoreError unless every array that records are read from has `count` rows, one for each id."
+        held = [next((array for name in aliases if (array := _inside(self.file, name, self.path)) is not None), None)
+                for aliases in ALIASES.values()]
+        lengths = {array.name: array.shape[0] if array.shape else 1 for array in held if hasattr(array, "shape")}
+        if {*lengths.values()} <= {count}: return
+        listed = ", ".join(f"{rows:,} of {name.lstrip('/')}" for name, rows in lengths.items())
+        self.close()
+        raise StoreError(f"{self.path}: {count:,} ids, but {listed}; get the file again")
 
     def __iter__(self):
         if self.ids is None: yield from ((as_text(name), name) for name in self.file)
