@@ -7,6 +7,7 @@ import pickle
 import re
 import signal
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -179,6 +180,14 @@ def test_keys(collection, image, key):
                                                ("nlvr2", "train-1-0-img2"), ("gqa", "m5"), ("coco", "٣"), ("coco", "COCO_5_6")])
 def test_ids_that_are_none(collection, image):
     with pytest.raises(StoreError, match="is no id of"): canonical_key(collection, image)
+
+
+@pytest.mark.parametrize("image", ["0" * 10 ** 6 + "x", "9" * 10 ** 6, "coco_" + "a" * 10 ** 6, ".jpg" * 250_000, "0" * 2047 + "x"])
+@pytest.mark.parametrize("collection", ["coco", "gqa", "flickr30k", "nlvr2", "conceptual_captions", "vizwiz"])
+def test_an_id_without_end_is_none_at_once(collection, image):
+    begin = time.monotonic()
+    with pytest.raises(StoreError, match="is no id of") as error: canonical_key(collection, image)
+    assert time.monotonic() - begin < 1 and len(str(error.value)) < 150
 
 
 @pytest.mark.parametrize("collection, hint", [("cocoo", "did you mean 'coco'"), ("", "there are coco, refcoco, "),

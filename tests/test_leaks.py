@@ -1,6 +1,8 @@
 """Leaks: lists of images as others write them, the lists of the published code, and the report."""
 import json
 import pickle
+import re
+import time
 
 import numpy as np
 import pytest
@@ -103,9 +105,31 @@ def test_a_drop_list_is_of_this_program_or_refused(tmp_path, content):
 def test_numbers_that_a_file_does_not_hold(tmp_path):
     header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000000,), }".ljust(117) + b"\n"
     (tmp_path / "ids.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(80))
-    np.save(tmp_path / "none.npy", np.array([], dtype=int))
     with pytest.raises(ValueError, match="ids.npy: "): leaks.read_image_list(tmp_path / "ids.npy", "coco")
-    assert leaks.read_image_list(tmp_path / "none.npy", "coco") == set()
+
+
+@pytest.mark.parametrize("name, content", [
+    ("none.json", "[]"), ("none.json", "{}"), ("none.json", '{"images": []}'), ("none.json", '{"images": [], "annotations": []}'),
+    ("none.json", '{"coco": [], "gqa": []}'), ("none.txt", ""), ("none.csv", " \n\n"), ("none.npy", np.array([], dtype=int))])
+@pytest.mark.parametrize("collection", ["coco", None])
+def test_a_list_of_nothing_is_refused(tmp_path, name, content, collection):
+    np.save(tmp_path / name, content) if name.endswith("npy") else (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{name}: nothing in it; expected names of images"):
+        leaks.read_image_list(tmp_path / name, collection)
+
+
+@pytest.mark.parametrize("name", ["0" * 10 ** 6 + "x", "a/" * 500_000, "9" * 10 ** 6, "coco_" + "a" * 10 ** 6, "1.jpg" * 200_000,
+                                  "0" * 2047 + "x"])
+@pytest.mark.parametrize("collection", ["coco", "gqa", "flickr30k", "nlvr2", "conceptual_captions", "vizwiz"])
+def test_a_name_without_end_is_none_at_once(tmp_path, name, collection):
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match=f"'{re.escape(name[:60])}.* names no image of {collection}") as error:
+        leaks.key_of_name(name, collection, {})
+    assert time.monotonic() - begin < 1 and len(str(error.value)) < 300
+    (tmp_path / "list.txt").write_text(f"{name}\n")
+    with pytest.raises(ValueError, match=f"list.txt: .* names no image of {collection}"):
+        leaks.read_image_list(tmp_path / "list.txt", collection)
+    assert time.monotonic() - begin < 2
 
 
 @pytest.mark.parametrize("old, new", [(b"{", b"{" * 50), (b"(5,)", b"((5,"), (b"'<i8'", b"'|O8'"), (b"False", b"Fa\0se")])

@@ -15,6 +15,7 @@ from . import corpora
 from .cleaning import drop_images, images_of, load_images, overlap_examples, test_images
 from .corpora import CorpusError
 from .corpora.frames import read_json, text_lines
+from .fields import LONGEST_NAME, shown
 from .files import regular, write_array
 
 # %% ../nbs/38a_leaks.ipynb #canonical
@@ -37,11 +38,11 @@ def key_of_name(name: str | int,           # as upstream files or lists of other
     prefix, _, rest = str(name).partition(":")
     collection, text = (prefix, rest) if prefix in _forms else (collection, str(name))
     if collection not in _forms:
-        raise ValueError(f"{name!r}: an image of which collection? {', '.join(_forms)}; {collection!r} is none of them")
+        raise ValueError(f"{shown(name)}: an image of which collection? {', '.join(_forms)}; {collection!r} is none of them")
     pattern, example = _forms[collection]
-    match = re.fullmatch(rf"(?:.*/)?(?:{pattern})(?:\.(?i:jpe?g|png|np[yz]))*", text, re.ASCII)
+    match = len(text) <= LONGEST_NAME and re.fullmatch(rf"(?:.*/)?(?:{pattern})(?:\.(?i:jpe?g|png|np[yz]))*", text, re.ASCII)
     if not match:
-        raise ValueError(f"{name!r} names no image of {collection}; expected a name such as {example}")
+        raise ValueError(f"{shown(name)} names no image of {collection}; expected a name such as {example}")
     key = f"{match.lastgroup}:{match[match.lastgroup]}"
     return identity.get(key, key)
 
@@ -65,15 +66,16 @@ def _listed(content, collection) -> dict[str | None, list]:
     return lists
 
 def _lists(file: Path, collection) -> dict[str | None, list]:
-    "Names by collection in a file of any of the three kinds; nothing in it is executed."
+    "Names by collection in a file of any of the three kinds; ValueError if it has none. Nothing in it is executed."
     if file.suffix == ".npy":
         regular(file)
-        try: return {collection: np.lib.format.open_memmap(file, mode="r").ravel().tolist()}
+        try: lists = {collection: np.lib.format.open_memmap(file, mode="r").ravel().tolist()}
         except Exception as error: raise ValueError(f"no array of names ({error}); get it again") from None  # its header can raise anything
-    if file.suffix == ".json": return _listed(read_json(file), collection)
-    with text_lines(file) as lines: names = [line.decode().strip() for line in lines if line.strip()]
-    if not names: raise ValueError("nothing in it; expected a name a line")
-    return {collection: names}
+    elif file.suffix == ".json": lists = _listed(read_json(file), collection)
+    else:
+        with text_lines(file) as lines: lists = {collection: [line.decode().strip() for line in lines if line.strip()]}
+    if not any(lists.values()): raise ValueError("nothing in it; expected names of images, at least one")
+    return lists
 
 # %% ../nbs/38a_leaks.ipynb #1ef69fc3
 def _keys_of(name, collection, identity) -> set[str]:

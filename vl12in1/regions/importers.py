@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..boxes import xywh_to_xyxy
-from ..fields import shown, suggestion
+from ..fields import LONGEST_NAME, shown, suggestion
 from ..files import write_text
 from .published import Record, Source, listed, open_source
 from .store import Regions, StoreError
@@ -43,8 +43,8 @@ def canonical_key(collection: str,      # a key of `_COLLECTIONS`
     if collection not in _COLLECTIONS: raise ValueError(f"no collection {shown(collection)}{suggestion(collection, _COLLECTIONS)}")
     stem = re.sub(r"\.(jpe?g|png)$", "", image.rpartition("/")[2], flags=re.IGNORECASE)
     name, pattern = _COLLECTIONS[collection]
-    match = re.fullmatch(pattern, stem, re.IGNORECASE | re.ASCII)
-    if not match: raise StoreError(f"{image!r} is no id of {name}")
+    match = len(image) <= LONGEST_NAME and re.fullmatch(pattern, stem, re.IGNORECASE | re.ASCII)
+    if not match: raise StoreError(f"{shown(image)} is no id of {name}")
     key = f"gqa:{match[1]}" if match[1].startswith("n") else f"{name}:{match[1]}"
     return identity.get(key, key)
 
