@@ -324,6 +324,14 @@ def test_the_wrong_line_is_named(bad, problem):
         read("conceptual_captions", captions(b"a cup\thttp://x/1\n" + bad + b"\na dog\thttp://x/2\n"))
 
 
+@pytest.mark.parametrize("header", ["caption\turl", "Caption\tImage URL", "text\taddress"])
+def test_a_header_is_no_caption(header):
+    for path in captions():
+        content = {each: f"{header}\n{text}" if each == path else text for each, text in captions().items()}
+        problem = f"{Path(path).name}: record 0: expected caption, tab, address, and no header; found .{header[:4]}"
+        with pytest.raises(CorpusError, match=problem): read("conceptual_captions", content)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What a world has written comes back
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from .frames import BLOCK, CorpusError, frame, stack, text_lines
 from .layout import counted, upstream
+from ..fields import shown
 
 # %% ../../nbs/26_captions.ipynb #pairs
 _WEB = b"http://", b"https://"
@@ -33,6 +34,9 @@ def _pairs(file):
                 columns = line.count(b"\t") + 1
                 problem = f"expected caption, tab, address; found {columns} columns"
                 raise CorpusError(file, number, problem=problem) from None
+            if not number and not caption.startswith(_WEB) and not address.startswith(_WEB):
+                found = shown(line.decode(errors="replace").rstrip())
+                raise CorpusError(file, number, problem=f"expected caption, tab, address, and no header; found {found}")
             if caption.startswith(_WEB) and not address.startswith(_WEB):
                 raise CorpusError(file, number, problem="expected caption, tab, address; found address, tab, caption")
             yield text, address
