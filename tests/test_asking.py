@@ -1,5 +1,6 @@
 "Asking from the command line: what is printed, what is drawn, and one line for whatever goes wrong."
 import json
+import os
 import re
 import subprocess
 import sys
@@ -81,6 +82,21 @@ def test_no_drawing_takes_the_place_of_the_picture(command, ask, desk):
     with pytest.raises(SystemExit, match="one.png: that is the picture itself; name another file"):
         ask(*COMMANDS[command][0], "--save", desk / "one.png")
     assert (desk / "one.png").read_bytes() == picture
+
+
+@pytest.mark.parametrize("name, complaint", [
+    ("one", "one: name a picture, such as one.png"), ("one.json", "one.json: name a picture, such as one.png"),
+    ("link.png", "link.png: that is the picture itself"), ("twin.png", "twin.png: that is the picture itself")])
+def test_a_drawing_has_the_name_that_was_given(name, complaint, ask, desk):
+    "Nothing is added to it, and no other name of the picture is taken for another file."
+    picture = (desk / "one.png").read_bytes()
+    (desk / "link.png").symlink_to("one.png")
+    os.link(desk / "one.png", desk / "twin.png")
+    try:
+        with pytest.raises(SystemExit, match=complaint): ask("answer", "one.png", "the ball", "--save", desk / name)
+    finally:
+        for other in ("link.png", "twin.png"): (desk / other).unlink()
+    assert (desk / "one.png").read_bytes() == picture and not (desk / "one.json").exists()
 
 
 def test_a_box_is_drawn_where_it_is(ask, tmp_path):

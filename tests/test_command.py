@@ -208,8 +208,30 @@ def test_converting_writes_over_a_model_that_was_converted_before(desk, tmp_path
 def test_published_weights_are_not_written_over_the_model(name, desk, monkeypatch):
     monkeypatch.chdir(desk)
     before = {path: path.read_bytes() for path in (desk / "model").iterdir()}
-    assert one_error(forked(lambda: main(["convert", "model", f"model/{name}"])), "is a part of the model in model")
+    assert one_error(forked(lambda: main(["convert", "model", f"model/{name}"])), "would be a part of the model in model")
     assert {path: path.read_bytes() for path in (desk / "model").iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["published.bin", "detector/weights.safetensors", "notes.bin"])
+def test_published_weights_are_not_written_over_any_file(name, desk, monkeypatch):
+    "Whatever it holds: weights that were downloaded, a detector's, or notes beside, where the configuration would go."
+    monkeypatch.chdir(desk)
+    (desk / "notes.json").write_text('{"buy": "milk"}')
+    before = {path: path.read_bytes() for path in desk.rglob("*") if path.is_file()}
+    assert one_error(forked(lambda: main(["convert", "model", name])), "is there, and would be lost")
+    assert {path: path.read_bytes() for path in desk.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("arguments", [
+    ["doctor", ""], ["leaks", "", "--tests", "vqa=val"], ["features", "", "store"], ["features", "album", ""], ["extract", "album", ""],
+    ["convert", "published.bin", "", *CONVERT], ["convert", "model", ""], ["verify", ""], ["inspect", ""], ["compare", ""],
+    ["answer", "one.png", "what", "--model", ""], ["answer", "one.png", ""], ["verify", "one.png", "", "a ball"]])
+def test_an_empty_argument_is_no_folder(arguments, desk, monkeypatch):
+    "As a shell makes one of a variable that is not set."
+    monkeypatch.chdir(desk)
+    before = sorted(desk.rglob("*"))
+    assert one_error(forked(lambda: main(arguments)), "an empty name; leave it out, or say what is meant")
+    assert sorted(desk.rglob("*")) == before
 
 
 def test_swapped_source_and_target_do_not_cost_the_published_weights(desk, monkeypatch):

@@ -473,3 +473,16 @@ def test_large_matrices_are_not_copied(monkeypatch):
     assert set(sizes) == {1000} and len(sizes) == 6
     assert ranks["image retrieval mean rank"] == pytest.approx((scores >= scores[np.arange(2500), own][:, None]).sum(1).mean())
     assert retrieval_ranks(scores, own).shape == (2500,)
+
+
+def test_what_is_no_prediction_is_refused():
+    "Probabilities for indices, a score for more images than there are, questions of which none counts."
+    labels = pd.DataFrame(dict(uid=list("ab"), label=[0, 1]))
+    for said in ([.1, .9], [0, math.nan], [None, 1], [0, -1], ["0", "1"]):
+        with pytest.raises(ValueError, match="expected the index of a label"): choice_metrics(labels, said)
+    captions = pd.DataFrame(dict(uid=list("ab"), images=[("coco:1",), ("coco:1",)], captions=[("a",), ("b",)]))
+    with pytest.raises(ValueError, match="scores of 2 images for each caption; the frame has 1"): caption_metrics(captions, np.eye(2))
+    questions = pd.DataFrame(dict(uid=list("ab"), answers=[("red",), ("blue",)], balanced=[False, False]))
+    with pytest.raises(ValueError, match="no balanced question"): gqa_metrics(questions, ["red", "blue"])
+    for said in ([None, "blue"], [1, 2], pd.DataFrame(dict(answer=["red", "blue"])), {"red", "blue"}):
+        with pytest.raises(ValueError, match="predictions"): gqa_metrics(questions.drop(columns="balanced"), said)

@@ -552,6 +552,16 @@ def test_weights_alone_open_and_cannot_be_asked(lost, named, folder, predictor, 
         Predictor.from_pretrained(tmp_path / "old", machine=toy.CPU)
 
 
+@pytest.mark.parametrize("value", [[], {}, 7, ["vqa"]])
+def test_a_vocabulary_that_is_no_name_is_refused(value, folder, tmp_path):
+    shutil.copytree(folder / "model", tmp_path / "odd")
+    origin = json.loads((tmp_path / "odd/origin.json").read_text())
+    origin["tasks"]["vqa"]["vocabulary"] = value
+    (tmp_path / "odd/origin.json").write_text(json.dumps(origin))
+    with pytest.raises(CheckpointError, match="odd: origin.json: .* is no vocabulary of answers"):
+        Predictor.from_pretrained(tmp_path / "odd", machine=toy.CPU)
+
+
 @pytest.mark.parametrize("change, complaint", [
     (dict(text_length=5), "it learned 'vqa' with text_length 5; in this version it is 23"),
     (dict(head="caption"), "it learned 'vqa' with head 'caption'"), (dict(vocabulary="words"), "with vocabulary 'words'")])

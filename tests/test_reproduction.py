@@ -120,7 +120,19 @@ def scored(value):
     return edit
 
 
+def twice(folder):
+    "An index with a claim that is there again."
+    lines = (folder / "index.csv").read_text().splitlines()
+    (folder / "index.csv").write_text("\n".join([*lines, lines[-1]]))
+
+
+def endless(folder):
+    "An index of a few bytes that claims to have many."
+    with open(folder / "index.csv", "r+b") as file: file.truncate(2 ** 40)
+
+
 @pytest.mark.parametrize("break_it, message", [
+    (twice, "theirs/index.csv: no verdicts of a study .* is there twice"), (endless, "theirs/index.csv"),
     *((edited(**{entry: value}), "theirs/runs/at.json: not as the study writes it")
       for entry in ("run", "init", "data_name", "profile", "losses", "gradients") for value in (7, None, ["vqa"], {"a": 1})),
     (edited(init="at"), "theirs/runs/at.json: not as the study writes it"),

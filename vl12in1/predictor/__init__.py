@@ -43,7 +43,10 @@ _all_ = ["Answer", "Caption", "Encoding", "Explanation", "Label", "Match", "Plac
 # %% ../../nbs/66_predictor.ipynb #check-complete
 def check_complete(model, source):
     "CheckpointError that lists what a model lacks to be asked; `source` names it."
-    learned = {row.get("vocabulary") for row in model.assets.tasks.values()} - {"", None}
+    named = [row.get("vocabulary") for row in model.assets.tasks.values()]
+    if odd := [name for name in named if not isinstance(name, (str, type(None)))]:
+        raise CheckpointError(f"{source}: origin.json: {odd[0]!r} is no vocabulary of answers; get the model's folder again")
+    learned = set(named) - {"", None}
     needed = [name for name in model.vocabularies if name in learned or not model.assets.tasks]
     lists = {f"answers_{name}.json": model.assets.answers.get(name) for name in needed}
     parts = {"vocab.txt": model.assets.pieces, **lists, "origin.json": model.assets.tasks}

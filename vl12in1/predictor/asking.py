@@ -11,7 +11,10 @@ import os
 from argparse import ArgumentTypeError
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from ..endings import as_shown
+from ..files import written
 from . import Predictor
 from .drawing import drawn
 from ..regions.detector import as_picture
@@ -46,10 +49,16 @@ def model_of(arguments) -> str:
         raise ValueError(f"{model}: the study's model is not here; name one with --model, or ask in a checkout after `make study`")
     return model
 
+def check_save(path, pictures):
+    "ValueError if nothing can be drawn into a file of that name, or if it is one of the `pictures`."
+    formats = Figure().canvas.get_supported_filetypes()
+    if Path(path).suffix.lower()[1:] not in formats: raise ValueError(f"--save {path}: name a picture, such as {Path(path).stem or 'out'}.png")
+    if any(os.path.samefile(path, picture) for picture in pictures if os.path.exists(path) and os.path.exists(picture)):
+        raise ValueError(f"--save {path}: that is the picture itself; name another file")
+
 def opened(arguments, *pictures) -> Predictor:
-    "The predictor that the options name; ValueError if what is to be drawn would take the place of one of the `pictures`."
-    if arguments.save and os.path.realpath(arguments.save) in map(os.path.realpath, pictures):
-        raise ValueError(f"--save {arguments.save}: that is the picture itself; name another file")
+    "The predictor that the options name; ValueError if what it says of the `pictures` cannot be saved as they say."
+    if arguments.save: check_save(arguments.save, pictures)
     return Predictor.from_pretrained(model_of(arguments), detector=arguments.detector, cache=arguments.cache)
 
 # %% ../../nbs/66b_asking.ipynb #line-of
@@ -64,7 +73,8 @@ def line_of(row) -> str:
 def tell(said, arguments, figure):
     "Print what was said, and save what `figure()` draws if a file is named for it."
     print(json.dumps(said.to_dict(), indent=1) if arguments.json else as_shown("\n".join(map(line_of, said.top_k))))
-    if arguments.save: figure().savefig(arguments.save)
+    if not arguments.save: return
+    with written(arguments.save) as part: figure().savefig(part, format=Path(arguments.save).suffix.lower()[1:])
 
 # %% ../../nbs/66b_asking.ipynb #one-picture
 def ask_command(arguments, head, boxes=None, vocabulary=None, task=None):

@@ -17,6 +17,7 @@ import pandas as pd
 import yaml
 
 from ..evaluation.records import AGAIN
+from ..files import content_of
 from .notebooks import root
 from .results import Results
 from .statistics import Cell, Variance, compared, holm
@@ -71,7 +72,10 @@ _JUDGED = ["verdict", "difference", "difference_low", "difference_high"]
 def _judged(index: Path) -> pd.DataFrame:
     "The verdicts of a file `index.csv` and the differences they rest on, a row per claim; no row if the file is not there."
     if not index.is_file(): return pd.DataFrame(columns=_JUDGED, index=pd.Index([], name="claim"))
-    try: judged = pd.read_csv(index, usecols=["claim", *_JUDGED]).astype({name: float for name in _JUDGED[1:]})
+    try:
+        judged = pd.read_csv(io.BytesIO(content_of(index, 2 ** 20)), usecols=["claim", *_JUDGED])
+        judged = judged.astype({name: float for name in _JUDGED[1:]})
+        if judged.claim.duplicated().any(): raise ValueError(f"{judged.claim[judged.claim.duplicated()].iloc[0]} is there twice")
     except ValueError as error: raise ValueError(f"{index}: no verdicts of a study ({error}); {AGAIN}") from None
     return judged.set_index("claim")[_JUDGED]
 
