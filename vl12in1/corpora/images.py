@@ -122,15 +122,13 @@ def _address(text: str) -> str:
     host, slash, path = re.sub(r"(?:https?:)?/*(?:www\.)?", "", unquote(text).strip(), count=1, flags=re.I).partition("/")
     return re.sub(r":(?:80|443)$", "", host.lower()) + slash + path.partition("#")[0]
 
-def _check_addresses(statements: Records, left: list[str], right: list[str], spelled: dict[str, str]):
-    "CorpusError for an address without a host, and for a statement whose pictures have the same; `spelled`: address -> one spelling."
-    wrong = {address for address in spelled if address and not _HOST.match(unquote(address))}
+def _check_addresses(statements: Records, left: list[str], right: list[str]):
+    "CorpusError for an address without a host."
+    wrong = {address for address in {*left, *right} if address and not _HOST.match(unquote(address))}
     for index, pair in enumerate(zip(left, right)):
         for field, address in zip(_SIDES, pair):
             if address in wrong:
                 raise statements.error(index, field, f"expected an address on the web, found {shown(address)}; download it again")
-        if pair[0] and spelled[pair[0]] == spelled[pair[1]]:
-            raise statements.error(index, "right_url", f"{shown(pair[1])} is the address of the left picture, too; download it again")
 
 def _nlvr2_addresses(file) -> list[tuple[str, str]]:
     "(address, image key) for each picture of each statement in a file of NLVR2 that has an address; CorpusError for what is none."
@@ -138,8 +136,8 @@ def _nlvr2_addresses(file) -> list[tuple[str, str]]:
     for statements in blocks(file, json_lines(file)):
         pairs = [id.rpartition("-")[0] for id in statements.column("identifier")]
         sides = [optional(statements, field, "") for field in _SIDES]
+        _check_addresses(statements, *sides)
         spelled = {address: _address(address) for side in sides for address in side}
-        _check_addresses(statements, *sides, spelled)
         named += [(spelled[address], f"nlvr2:{pair}-img{number}") for number, side in enumerate(sides)
                   for address, pair in zip(side, pairs) if address]
     return named

@@ -9,9 +9,9 @@ __all__ = ['comparison_report', 'rerun_table', 'agreement', 'readable_rerun', 'r
 import io
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
+from zipfile import ZipFile
 
 import pandas as pd
 import yaml
@@ -179,9 +179,10 @@ def rerun_notes(first: Path, second: Path) -> str:
 # %% ../../nbs/85_reproduction.ipynb #dcf15cac
 def committed_reports(folder: Path, name: str = "reports") -> Path | None:
     "The folder of reports `name` of the checkout's last commit, written below `folder`; None where there is none, or no git."
-    try: packed = subprocess.run(["git", "archive", "HEAD", name], cwd=root(), capture_output=True, check=True).stdout
+    try: packed = subprocess.run(["git", "archive", "--format=zip", "HEAD", name], cwd=root(), capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError): return None
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive: archive.extractall(folder, filter="data")
+    with ZipFile(io.BytesIO(packed)) as archive:
+        for part in archive.namelist(): archive.extract(part, folder)
     return Path(folder) / name
 
 def main(name: str = "reports") -> None:
