@@ -85,7 +85,7 @@ def test_no_drawing_takes_the_place_of_the_picture(command, ask, desk):
 
 
 @pytest.mark.parametrize("name, complaint", [
-    ("one", "one: name a picture, such as one.png"), ("one.json", "one.json: name a picture, such as one.png"),
+    ("one", "one: name a picture, such as out.png"), ("one.json", "one.json: name a picture, such as out.png"),
     ("link.png", "link.png: that is the picture itself"), ("twin.png", "twin.png: that is the picture itself")])
 def test_a_drawing_has_the_name_that_was_given(name, complaint, ask, desk):
     "Nothing is added to it, and no other name of the picture is taken for another file."

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +130,33 @@ def test_a_notebook_that_fails_in_several_processes_ends_in_one_line(devices, co
     command = [sys.executable, "-m", "vl12in1.study.notebooks", "run", "no_such_notebook", "--devices", devices]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parents[1], timeout=120)
     assert done.returncode == 1 and complaint in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+LAUNCHED = """
+import pathlib, sys
+from vl12in1.endings import ending
+from vl12in1.processes import launch
+work = "import os, pathlib, signal, sys, time; signal.signal(2, signal.SIG_DFL); pathlib.Path(sys.argv[1], str(os.getpid())).touch(); time.sleep(float(sys.argv[2]))"
+with ending("it"):
+    launch(2, "-c", work, sys.argv[1], "0")
+    pathlib.Path(sys.argv[1], "ended").touch()
+    if sys.argv[2] == "after": import time; time.sleep(60)
+    launch(2, "-c", work, sys.argv[1], "60")
+"""
+
+
+@pytest.mark.parametrize("moment, files", [("after", 3), ("while", 5)])
+@pytest.mark.parametrize("number, status, said", [
+    (signal.SIGINT, 130, "it: stopped; what was written so far is kept\n"), (signal.SIGTERM, -signal.SIGTERM, "")])
+def test_a_signal_is_obeyed_while_processes_work_together_and_afterwards(tmp_path, moment, files, number, status, said):
+    process = subprocess.Popen([sys.executable, "-c", LAUNCHED, str(tmp_path), moment], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < files and time.monotonic() < deadline: time.sleep(.05)
+    time.sleep(.2)
+    process.send_signal(number)
+    assert (process.communicate(timeout=60)[1], process.returncode) == (said, status)
+    for path in tmp_path.glob("[0-9]*"):
+        with pytest.raises(ProcessLookupError): os.kill(int(path.name), 0)
 
 
 def main(processes, folder, what, iterations, die_at):

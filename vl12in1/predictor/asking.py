@@ -11,8 +11,6 @@ import os
 from argparse import ArgumentTypeError
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from ..endings import as_shown
 from ..files import written
 from . import Predictor
@@ -49,10 +47,11 @@ def model_of(arguments) -> str:
         raise ValueError(f"{model}: the study's model is not here; name one with --model, or ask in a checkout after `make study`")
     return model
 
+DRAWN = (".png", ".jpg", ".jpeg", ".webp", ".svg", ".pdf")  # which a figure can be saved as
+
 def check_save(path, pictures):
     "ValueError if nothing can be drawn into a file of that name, or if it is one of the `pictures`."
-    formats = Figure().canvas.get_supported_filetypes()
-    if Path(path).suffix.lower()[1:] not in formats: raise ValueError(f"--save {path}: name a picture, such as {Path(path).stem or 'out'}.png")
+    if Path(path).suffix.lower() not in DRAWN: raise ValueError(f"--save {path}: name a picture, such as out.png ({', '.join(DRAWN)})")
     if any(os.path.samefile(path, picture) for picture in pictures if os.path.exists(path) and os.path.exists(picture)):
         raise ValueError(f"--save {path}: that is the picture itself; name another file")
 
