@@ -136,7 +136,8 @@ LAUNCHED = """
 import pathlib, sys
 from vl12in1.endings import ending
 from vl12in1.processes import launch
-work = "import os, pathlib, signal, sys, time; signal.signal(2, signal.SIG_DFL); pathlib.Path(sys.argv[1], str(os.getpid())).touch(); time.sleep(float(sys.argv[2]))"
+work = "import os, pathlib, signal, sys, time; signal.signal(2, signal.SIG_DFL); "
+work += "pathlib.Path(sys.argv[1], str(os.getpid())).touch(); time.sleep(float(sys.argv[2]))"
 with ending("it"):
     launch(2, "-c", work, sys.argv[1], "0")
     pathlib.Path(sys.argv[1], "ended").touch()

@@ -91,9 +91,9 @@ def wait(processes) -> None:
 @contextmanager
 def signals_kept():
     "PyTorch's launcher handles signals and goes on doing so: one that comes is obeyed as before, when processes have been stopped."
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT] if threading.current_thread() is threading.main_thread() else []
-    before = [(number, signal.getsignal(number)) for number in numbers]
-    came = None
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT
+    ours = threading.current_thread() is threading.main_thread()  # no other can have handlers
+    before, came = [(number, signal.getsignal(number)) for number in numbers if ours], None
     try: yield
     except SignalException as error: came = error.sigval
     finally:
