@@ -222,6 +222,12 @@ def test_published_weights_are_not_written_over_any_file(name, desk, monkeypatch
     assert {path: path.read_bytes() for path in desk.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("name", [".", "detector", "/"])
+def test_published_weights_need_a_name(name, desk, monkeypatch):
+    monkeypatch.chdir(desk)
+    assert one_error(forked(lambda: main(["convert", "model", name])), f"{name}: a folder; name a file in it, such as ")
+
+
 @pytest.mark.parametrize("arguments", [
     ["doctor", ""], ["leaks", "", "--tests", "vqa=val"], ["features", "", "store"], ["features", "album", ""], ["extract", "album", ""],
     ["convert", "published.bin", "", *CONVERT], ["convert", "model", ""], ["verify", ""], ["inspect", ""], ["compare", ""],
@@ -230,7 +236,7 @@ def test_an_empty_argument_is_no_folder(arguments, desk, monkeypatch):
     "As a shell makes one of a variable that is not set."
     monkeypatch.chdir(desk)
     before = sorted(desk.rglob("*"))
-    assert one_error(forked(lambda: main(arguments)), "an empty name; leave it out, or say what is meant")
+    assert one_error(forked(lambda: main(arguments)), "empty; a shell makes that of a variable that is not set")
     assert sorted(desk.rglob("*")) == before
 
 

@@ -122,14 +122,14 @@ def test_a_list_of_nothing_is_refused(tmp_path, name, content, collection):
                                   "0" * 2047 + "x"])
 @pytest.mark.parametrize("collection", ["coco", "gqa", "flickr30k", "nlvr2", "conceptual_captions", "vizwiz"])
 def test_a_name_without_end_is_none_at_once(tmp_path, name, collection):
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(ValueError, match=f"'{re.escape(name[:60])}.* names no image of {collection}") as error:
         leaks.key_of_name(name, collection, {})
-    assert time.monotonic() - begin < 1 and len(str(error.value)) < 300
+    assert time.process_time() - begin < 1 and len(str(error.value)) < 300
     (tmp_path / "list.txt").write_text(f"{name}\n")
     with pytest.raises(ValueError, match=f"list.txt: .* names no image of {collection}"):
         leaks.read_image_list(tmp_path / "list.txt", collection)
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 @pytest.mark.parametrize("old, new", [(b"{", b"{" * 50), (b"(5,)", b"((5,"), (b"'<i8'", b"'|O8'"), (b"False", b"Fa\0se")])

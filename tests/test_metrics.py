@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask
@@ -340,6 +341,9 @@ def test_one_box_is_predicted_per_expression():
     assert refer_metrics(frame, [(0, 0, 1, 1)]) == {"accuracy": 1, "examples": 1}
     assert refer_metrics(frame, [(math.nan,) * 4])["accuracy"] == refer_metrics(frame, [(1, 1, 0, 0)])["accuracy"] == 0
     with pytest.raises(ValueError, match="up to 640, where the frame's end at 1"): refer_metrics(frame, [(0, 0, 640, 480)])
+    two = pd.DataFrame(dict(uid=["1", "2"], box=[(0, 0, 1, 1)] * 2))
+    with pytest.raises(ValueError, match="up to 640"): refer_metrics(two, [(math.nan,) * 4, (0, 0, 640, 480)])
+    assert refer_metrics(frame.assign(box=[(0, 0, .04, .04)]), [(0, 0, 1, 1)])["accuracy"] == 0  # a small thing in a large picture
     with pytest.raises(ValueError, match="up to 640, where the frame's end at 1"): oracle_recall(frame, [[(0, 0, 1, 1), (0, 0, 640, 480)]])
     with pytest.raises(ValueError, match="reshape"): refer_metrics(frame, [[(0, 0, 1, 1), (0, 0, .1, .1)]])
 
@@ -478,8 +482,11 @@ def test_large_matrices_are_not_copied(monkeypatch):
 def test_what_is_no_prediction_is_refused():
     "Probabilities for indices, a score for more images than there are, questions of which none counts."
     labels = pd.DataFrame(dict(uid=list("ab"), label=[0, 1]))
-    for said in ([.1, .9], [0, math.nan], [None, 1], [0, -1], ["0", "1"]):
-        with pytest.raises(ValueError, match="expected the index of a label"): choice_metrics(labels, said)
+    for said, named in (([0, .9], ".9"), ([0, math.nan], "nan"), ([0, None], "None"), ([0, -1], "-1"), ([0, "1"], "'1'"),
+                        ([0, math.inf], "inf"), ([0, pd.NA], "<NA>"), ([0, {}], "{}")):
+        with pytest.raises(ValueError, match=f"such as .*{named}: expected the index of a label"): choice_metrics(labels, said)
+    for said in (np.array([0, 1]), torch.tensor([0, 1]), pd.Series([0, 1], dtype="Int64"), [0., True]):
+        assert choice_metrics(labels, said)["accuracy"] == 1
     captions = pd.DataFrame(dict(uid=list("ab"), images=[("coco:1",), ("coco:1",)], captions=[("a",), ("b",)]))
     with pytest.raises(ValueError, match="scores of 2 images for each caption; the frame has 1"): caption_metrics(captions, np.eye(2))
     questions = pd.DataFrame(dict(uid=list("ab"), answers=[("red",), ("blue",)], balanced=[False, False]))

@@ -153,11 +153,26 @@ def test_a_signal_is_obeyed_while_processes_work_together_and_afterwards(tmp_pat
     process = subprocess.Popen([sys.executable, "-c", LAUNCHED, str(tmp_path), moment], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) < files and time.monotonic() < deadline: time.sleep(.05)
+    assert len(list(tmp_path.iterdir())) == files
     time.sleep(.2)
     process.send_signal(number)
     assert (process.communicate(timeout=60)[1], process.returncode) == (said, status)
     for path in tmp_path.glob("[0-9]*"):
         with pytest.raises(ProcessLookupError): os.kill(int(path.name), 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_work_that_was_stopped_is_not_taken_for_done(tmp_path, number):
+    "Where the signal is ignored, as by what `nohup` or a script's `&` starts: the launcher minds it all the same."
+    program = f"import signal; signal.signal({int(number)}, signal.SIG_IGN)\n{LAUNCHED}"
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), "while"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 5 and time.monotonic() < deadline: time.sleep(.05)
+    assert len(list(tmp_path.iterdir())) == 5
+    time.sleep(.2)
+    process.send_signal(number)
+    said = f"it: all processes were stopped by {number.name}; started again, the job goes on with what is on disk\n"
+    assert (process.communicate(timeout=60)[1], process.returncode) == (said, 1)
 
 
 def main(processes, folder, what, iterations, die_at):

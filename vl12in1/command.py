@@ -90,6 +90,7 @@ def check_folder(folder):
 
 def check_file(target):
     "CheckpointError if published weights, or their configuration, would take the place of a file, or become a part of a model."
+    if Path(target).is_dir(): raise CheckpointError(f"{target}: a folder; name a file in it, such as {Path(target) / 'weights.bin'}")
     for path in (Path(target), Path(target).with_suffix(".json")):
         if has_model(path.parent) and any(path.match(name) for name in FILES):
             raise CheckpointError(f"{path}: would be a part of the model in {path.parent}; write elsewhere")
@@ -280,7 +281,7 @@ def check_named(arguments):
     "ValueError for an argument that is an empty text, as a shell makes of a variable that is not set."
     for name, value in vars(arguments).items():
         if "" in (value if isinstance(value, (list, tuple)) else [value]):
-            raise ValueError(f"{name}: an empty name; leave it out, or say what is meant")
+            raise ValueError(f"{name}: empty; a shell makes that of a variable that is not set")
 
 def main(arguments=None):
     "The command `vl12in1`."

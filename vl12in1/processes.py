@@ -90,16 +90,20 @@ def wait(processes) -> None:
 # %% ../nbs/03_processes.ipynb #53c00002
 @contextmanager
 def signals_kept():
-    "PyTorch's launcher handles signals and goes on doing so: one that comes is obeyed as before, when processes have been stopped."
+    """PyTorch's launcher handles signals and goes on doing so: one that comes is obeyed as before, when processes have been stopped.
+
+    ProcessLost if nobody but the launcher minds it, as of what `nohup` starts: the work is not done."""
     numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT
     ours = threading.current_thread() is threading.main_thread()  # no other can have handlers
     before, came = [(number, signal.getsignal(number)) for number in numbers if ours], None
     try: yield
-    except SignalException as error: came = error.sigval
+    except SignalException as error: came = signal.Signals(error.sigval)
     finally:
         for number, handler in before:
             if handler is not None: signal.signal(number, handler)  # None: set by something that is not Python
-    if came: signal.raise_signal(came)
+    if came is None: return
+    signal.raise_signal(came)
+    raise ProcessLost(f"all processes were stopped by {came.name}; started again, the job goes on with what is on disk")
 
 def launch(count: int, *program: str) -> None:
     "Run Python with the arguments `program` in so many processes that work together; ProcessLost as soon as one of them fails."

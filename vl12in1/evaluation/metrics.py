@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..boxes import iou
+from ..fields import shown
 from ..answers import exact_match, normalise_answer, vizwiz_accuracy, vqa_accuracy, vqa_conventions
 
 # %% ../../nbs/60_metrics.ipynb #check
@@ -24,7 +25,8 @@ def check_predictions(frame, predictions):
     "Refuse what cannot be scored: no examples, not a prediction for each in their order, questions that nobody answered."
     if not len(frame): raise ValueError("no examples: there is nothing to score")
     if isinstance(predictions, (Mapping, Set)) or hasattr(predictions, "columns"):
-        raise ValueError(f"predictions in a {type(predictions).__name__}; expected one for each example, in the order of the frame")
+        raise ValueError(f"predictions in a {type(predictions).__name__}; expected one for each example, in the order of the frame; "
+                         "of a table give the column, or its `.to_numpy()`")
     if len(frame) != len(predictions): raise ValueError(f"{len(predictions)} predictions for {len(frame)} examples")
     unanswered = [] if "answers" not in frame else frame.uid[frame.answers.map(len) == 0].tolist()
     if unanswered: raise ValueError(f"{len(unanswered)} questions without answers, the first is {unanswered[0]}: "
@@ -201,8 +203,8 @@ def caption_metrics(frame, scores) -> dict[str, float]:
 def _overlaps(frame, regions) -> np.ndarray:
     "Best intersection over union of the referred box with any of the `regions` (corners, fractions) of its row."
     check_predictions(frame, regions)
-    ours, theirs = (max(np.max(np.asarray(of_row), initial=0) for of_row in boxes) for boxes in (frame.box, regions))
-    if theirs > 20 * ours:
+    ours, theirs = (max(np.fmax.reduce(np.ravel(of_row), initial=0) for of_row in boxes) for boxes in (frame.box, regions))
+    if theirs > max(2, 20 * ours):
         raise ValueError(f"boxes with corners up to {theirs:g}, where the frame's end at {ours:g}: divide by a picture's width and height")
     return np.array([iou(box, of_row).max(initial=0) for box, of_row in zip(frame.box, regions)]).round(9)  # 1/2 stays 1/2
 
@@ -220,15 +222,17 @@ def oracle_recall(frame, candidate_boxes, at=.5) -> dict[str, float]:
     return {"oracle recall": float(covered.mean()), "examples": len(frame)} | parts
 
 # %% ../../nbs/60_metrics.ipynb #choice-metrics
-def _are_indices(numbers) -> bool: return bool(((numbers >= 0) & (numbers % 1 == 0)).all())
+def _is_index(value) -> bool:
+    "Is it a whole number from 0 on, of whichever type?"
+    try: return np.ndim(value) == 0 and not isinstance(value, str) and bool(0 <= value < 2 ** 53) and int(value) == value
+    except (TypeError, ValueError): return False
 
 def _right(frame, predictions) -> np.ndarray:
     "Whether each predicted index is the row's `label`, (n,) bool; ValueError for what is no index, and for several predictions a row."
     check_predictions(frame, predictions)
-    predictions = np.array(list(predictions))
-    if predictions.ndim != 1 or predictions.dtype.kind in "US" or not _are_indices(predictions.astype(float)):
-        raise ValueError(f"predictions such as {predictions.tolist()[0]!r}: expected the index of a label for each example")
-    return frame.label.to_numpy() == predictions
+    odd = [predicted for predicted in predictions if not _is_index(predicted)]
+    if odd: raise ValueError(f"predictions such as {shown(odd[0])}: expected the index of a label for each example")
+    return frame.label.to_numpy() == np.array([int(predicted) for predicted in predictions])
 
 def choice_metrics(frame, predictions) -> dict[str, float]:
     "Accuracy and error of predicted indices among the candidates."

@@ -47,7 +47,7 @@ def model_of(arguments) -> str:
         raise ValueError(f"{model}: the study's model is not here; name one with --model, or ask in a checkout after `make study`")
     return model
 
-DRAWN = (".png", ".jpg", ".jpeg", ".webp", ".svg", ".pdf")  # which a figure can be saved as
+DRAWN = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".svg", ".pdf", ".eps")  # of what a figure can be saved as
 
 def check_save(path, pictures):
     "ValueError if nothing can be drawn into a file of that name, or if it is one of the `pictures`."
@@ -56,7 +56,7 @@ def check_save(path, pictures):
         raise ValueError(f"--save {path}: that is the picture itself; name another file")
 
 def opened(arguments, *pictures) -> Predictor:
-    "The predictor that the options name; ValueError if what it says of the `pictures` cannot be saved as they say."
+    "The predictor that the options name; ValueError if `--save` names no drawing, or one of the `pictures`."
     if arguments.save: check_save(arguments.save, pictures)
     return Predictor.from_pretrained(model_of(arguments), detector=arguments.detector, cache=arguments.cache)
 

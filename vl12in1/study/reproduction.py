@@ -182,7 +182,7 @@ def committed_reports(folder: Path, name: str = "reports") -> Path | None:
     try: packed = subprocess.run(["git", "archive", "--format=zip", "HEAD", name], cwd=root(), capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError): return None
     with ZipFile(io.BytesIO(packed)) as archive:
-        for part in archive.namelist(): archive.extract(part, folder)
+        for part in archive.namelist(): archive.extract(part, folder)  # never outside of the folder
     return Path(folder) / name
 
 def main(name: str = "reports") -> None:
